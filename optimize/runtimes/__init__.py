@@ -1,0 +1,54 @@
+"""One file a format. A runtime opens an artifact's folder and turns named arrays into named arrays; it knows no task.
+
+Third parties add a format with an entry point in the group `optimize.runtimes` whose value is a module like `onnx.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from optimize.artifact import Artifact
+
+
+class Session(Protocol):
+    """An opened model, ready to answer."""
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Names that the model does not take are left out; outputs are float32 where the model computes in less."""
+
+
+class Runtime(Protocol):
+    """What a runtime's module holds."""
+
+    def open(self, directory: Path, threads: int, *, trust_remote_code: bool = False) -> Session:
+        """Load with exactly that many threads. Raises `EvaluationError` where the files are not what they claim."""
+
+    def parameters(self, directory: Path) -> int:
+        """How many parameters the model has, read from the files without loading them."""
+
+
+RUNTIMES: dict[str, str] = {
+    "transformers": "optimize.runtimes.transformers",
+    "onnx": "optimize.runtimes.onnx",
+}
+
+
+def get(format: str) -> Runtime:
+    """The runtime of a format. Raises `KeyError` where there is none."""
+    if format in RUNTIMES:
+        return cast("Runtime", import_module(RUNTIMES[format]))
+    from importlib.metadata import entry_points
+
+    for point in entry_points(group="optimize.runtimes", name=format):
+        return cast("Runtime", point.load())
+    raise KeyError(format)
+
+
+def open_artifact(artifact: Artifact, threads: int) -> Session:
+    return get(artifact.format).open(artifact.path, threads, trust_remote_code=artifact.trust_remote_code)

@@ -1,0 +1,116 @@
+"""The registry of stages: which file does what, and which formats it takes and gives.
+
+It is data. A third party adds to it with an entry point in the group `optimize.stages` whose value is an `Entry`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+if TYPE_CHECKING:
+    from optimize.artifact import Artifact
+    from optimize.config import Block
+    from optimize.context import Context
+
+VERBS = ("distill", "prune", "quantize", "export")
+
+
+class Method(Protocol):
+    """What the module behind an entry holds."""
+
+    Config: type[Block]
+    """What the recipe's block may say."""
+    VERSION: int
+    """Raised when the same input and config would give other bytes than before; part of the cache key."""
+
+    def run(self, artifact: Artifact, config: Any, context: Context) -> Artifact:
+        """Turn one artifact into the next: write files below `context.directory` and describe them."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method with one back end."""
+
+    verb: str
+    method: str
+    module: str
+    takes: tuple[str, ...]
+    gives: str
+    summary: str
+    backend: str | None = None
+    """The library that does the work, where a method has more than one."""
+    libraries: tuple[str, ...] = ()
+    """Distributions whose major.minor version is part of the cache key."""
+    extra: str | None = None
+    """The extra of `optimize-workbench` that installs what is needed; None where the base install is enough."""
+    splits: tuple[str, ...] = ()
+    """Splits of the data that the method reads; their digests are part of the cache key."""
+    reads: tuple[str, ...] = ()
+    """Fields of the Config that name another stage whose artifact is read (`teacher`); their digests enter the key."""
+
+    @property
+    def id(self) -> str:
+        return f"{self.verb}.{self.method}"
+
+    def load(self) -> Method:
+        return cast("Method", import_module(self.module))
+
+
+_BUILT_IN = (
+    Entry(
+        verb="distill",
+        method="finetune",
+        module="optimize.distill.finetune",
+        takes=("transformers",),
+        gives="transformers",
+        summary="Train on the recipe's labels with the transformers Trainer.",
+        libraries=("torch", "transformers", "accelerate"),
+        splits=("train", "validation"),
+    ),
+    Entry(
+        verb="export",
+        method="onnx",
+        module="optimize.export.onnx",
+        takes=("transformers",),
+        gives="onnx",
+        summary="Export to ONNX, checked against the parent on real rows.",
+        libraries=("torch", "transformers", "onnx", "onnxscript", "onnxruntime"),
+        splits=("validation",),
+    ),
+    Entry(
+        verb="quantize",
+        method="int8",
+        backend="onnxruntime",
+        module="optimize.quantize.int8_onnxruntime",
+        takes=("onnx",),
+        gives="onnx",
+        summary="8-bit weights and activations by ONNX Runtime.",
+        libraries=("onnx", "onnxruntime"),
+    ),
+)
+
+
+@cache
+def entries() -> tuple[Entry, ...]:
+    """Every stage there is: our own, then those of installed third parties."""
+    from importlib.metadata import entry_points
+
+    return _BUILT_IN + tuple(point.load() for point in entry_points(group="optimize.stages"))
+
+
+def find(verb: str, method: str) -> tuple[Entry, ...]:
+    """All back ends of one method."""
+    return tuple(entry for entry in entries() if entry.verb == verb and entry.method == method)
+
+
+def methods(verb: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(entry.method for entry in entries() if entry.verb == verb))
+
+
+def takers(format: str) -> Iterable[Entry]:
+    """The stages that take a format (what a "try" suggests after a wrong order)."""
+    return (entry for entry in entries() if format in entry.takes)

@@ -1,0 +1,146 @@
+"""One file a task. A task knows its rows, its inputs, its outputs and its metrics; it knows no format.
+
+`model.task: text-classification` in a recipe is `optimize/tasks/text_classification.py`. Third parties add a task with an
+entry point in the group `optimize.tasks` whose value is a `Task` subclass.
+
+Importing a task's module must stay cheap (no torch, no transformers): `validate` does it to know the `data` block's schema.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from optimize.data import DataConfig
+
+Features = dict[str, "list[int]"]
+"""One row made into model inputs, unpadded."""
+Inputs = dict[str, "NDArray[np.int64]"]
+"""A collated batch: name -> array [batch, length]."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that says how good the answers are.
+
+    `kind` decides the interval: `binary` (a mean of 0/1 outcomes a row: Tango), `rows` (a mean of numbers a row: paired
+    bootstrap) or `set` (a number only a set of rows has, such as F1: paired bootstrap over rows).
+    """
+
+    name: str
+    higher_is_better: bool
+    kind: Literal["binary", "rows", "set"]
+    compute: Callable[[NDArray[Any], NDArray[Any]], float]
+    """(outputs [n, ...], targets [n, ...]) -> the number."""
+    per_row: Callable[[NDArray[Any], NDArray[Any]], NDArray[np.float64]] | None = None
+    """(outputs, targets) -> one number a row [n]; required for `binary` and `rows`."""
+
+
+class Task(ABC):
+    """What a later task implements. Instances are stateless; `spec` travels with the artifact."""
+
+    name: ClassVar[str]
+    Data: ClassVar[type[DataConfig]]
+    """The recipe's `data` block: the common keys and the task's own columns."""
+    metrics: ClassVar[Mapping[str, Metric]]
+    default_metrics: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def prepare(self, table: pa.Table, config: Any) -> tuple[pa.Table, dict[str, Any]]:
+        """Rename and check columns; give rows in the task's own columns and facts about them (such as `labels`).
+
+        Raises `SourceError` for a missing column, an empty cell or labels that can't be read.
+        """
+
+    @abstractmethod
+    def spec(self, config: Any, info: Mapping[str, Any]) -> dict[str, Any]:
+        """`Artifact.task` for artifacts of this recipe: {"name", "max_length", "labels", ...}."""
+
+    @abstractmethod
+    def check_source(self, path: Path, spec: Mapping[str, Any]) -> bool:
+        """Read the source model's `config.json`; True where its head is already trained for these labels.
+
+        False means that a head must be made (and trained) first. Raises `SourceError` where labels contradict the data.
+        Imports no torch.
+        """
+
+    @abstractmethod
+    def load_model(self, path: Path, spec: Mapping[str, Any], *, trust_remote_code: bool = False) -> Any:
+        """The torch model in float32, in evaluation mode, with the labels of `spec` (a new head where it has none)."""
+
+    @abstractmethod
+    def preprocessor(self, path: Path, *, trust_remote_code: bool = False) -> Any:
+        """The tokenizer (or image processor) that lies in an artifact's folder."""
+
+    @abstractmethod
+    def encode(self, preprocessor: Any, rows: pa.Table, spec: Mapping[str, Any]) -> list[Features]:
+        """Rows -> model inputs, unpadded."""
+
+    @abstractmethod
+    def collate(self, preprocessor: Any, features: Sequence[Features], length: int | None = None) -> Inputs:
+        """Pad to the longest row of the batch, or to exactly `length` (longer rows are cut)."""
+
+    def batches(
+        self, preprocessor: Any, features: Sequence[Features], batch_size: int
+    ) -> Iterator[tuple[list[int], Inputs]]:
+        """(row numbers, collated inputs), sorted by length so that padding is not computed."""
+        order = sorted(range(len(features)), key=lambda row: -max(len(column) for column in features[row].values()))
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            yield rows, self.collate(preprocessor, [features[row] for row in rows])
+
+    @abstractmethod
+    def latency_inputs(
+        self, preprocessor: Any, rows: pa.Table, spec: Mapping[str, Any], *, batch_size: int, sequence_length: int
+    ) -> Inputs:
+        """One batch of real rows, every one exactly `sequence_length` long (repeated and cut, never padding)."""
+
+    @abstractmethod
+    def read_outputs(self, raw: Mapping[str, NDArray[Any]], inputs: Inputs) -> NDArray[np.float32]:
+        """A runtime's arrays -> one output a row, such as logits [batch, labels]."""
+
+    @abstractmethod
+    def targets(self, rows: pa.Table) -> NDArray[Any]:
+        """What the answers are held against, [n, ...]."""
+
+    @abstractmethod
+    def answers(self, outputs: NDArray[np.float32], spec: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """What `predict` returns for each row, such as {"label": "positive", "score": 0.98}."""
+
+    @abstractmethod
+    def rows_of(self, inputs: Sequence[Any]) -> pa.Table:
+        """What a person gives to `predict` (strings, pairs or dictionaries) as rows in the task's columns."""
+
+
+TASKS: dict[str, tuple[str, str]] = {
+    "text-classification": ("optimize.tasks.text_classification", "TextClassification"),
+}
+
+
+def names() -> tuple[str, ...]:
+    from importlib.metadata import entry_points
+
+    return (*TASKS, *(point.name for point in entry_points(group="optimize.tasks")))
+
+
+@cache
+def get(name: str) -> Task:
+    """The task of that name. Raises `KeyError` where there is none."""
+    if name in TASKS:
+        module, cls = TASKS[name]
+        return getattr(import_module(module), cls)()  # type: ignore[no-any-return]
+    from importlib.metadata import entry_points
+
+    for point in entry_points(group="optimize.tasks", name=name):
+        return point.load()()  # type: ignore[no-any-return]
+    raise KeyError(name)
