@@ -1,4 +1,4 @@
-"""Artifact: an immutable directory of plain files plus a manifest. `store.py` is where they live, addressed by content."""
+"""Artifact: an immutable directory of plain files plus a manifest. Where they live is `store.py`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -53,7 +53,7 @@ class Artifact:
     format: str
     """`transformers`, `onnx`, ...: names the runtime that serves it."""
     task: Mapping[str, Any]
-    """What the task needs to answer with it, such as {"name": "text-classification", "max_length": 128, "labels": [...]}."""
+    """What the task needs to answer with it: {"name": "text-classification", "max_length": 128, "labels": [...]}."""
     files: Mapping[str, Mapping[str, Any]]
     """Relative POSIX path -> {"size": bytes, "sha256": hex}."""
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -92,22 +92,27 @@ class Artifact:
         trust_remote_code: bool = False,
     ) -> Artifact:
         """Describe the files that lie below `path`. Links and special files are refused (`StoreError`)."""
-        sizes = {name: entry.st_size for name, entry in walk(path)}
+        try:
+            sizes = {name: status.st_size for name, status in walk(path)}
+        except OSError as error:
+            raise StoreError(f"{error.strerror}: {error.filename}", location=str(path)) from error
         if not sizes:
             raise StoreError("no files to make an artifact of", location=str(path))
-        hashes = _hashes(path, sizes)
+        hashes, unreadable = _hashes(path, sizes)
+        if unreadable:
+            raise StoreError("; ".join(unreadable), location=str(path))
         return cls(
             path=path,
             format=format,
             task=task,
-            files={name: {"size": sizes[name], "sha256": hashes[name]} for name in sizes},
+            files={name: {"size": sizes[name], "sha256": hashes[name]} for name in sorted(sizes)},
             details=details or {},
             trust_remote_code=trust_remote_code,
         )
 
     @classmethod
     def from_manifest(cls, path: Path, manifest: Any) -> Artifact:
-        """The artifact that a manifest describes, whose files lie at `path`. Raises `StoreError` where it makes no sense."""
+        """What a manifest describes, with its files at `path`. Raises `StoreError` where it makes no sense."""
         try:
             if manifest["schema"] != 1:
                 raise StoreError(
@@ -115,7 +120,10 @@ class Artifact:
                     location=str(path),
                     hint="use a newer `optimize-workbench`",
                 )
-            files = {str(name): {"size": int(e["size"]), "sha256": str(e["sha256"])} for name, e in manifest["files"].items()}
+            files = {
+                str(name): {"size": int(entry["size"]), "sha256": str(entry["sha256"])}
+                for name, entry in manifest["files"].items()
+            }
             artifact = cls(
                 path=path,
                 format=str(manifest["format"]),
@@ -132,24 +140,22 @@ class Artifact:
 
     def problems(self) -> list[str]:
         """Every way in which the files at `path` are not those of the manifest; reads every byte."""
-        found: dict[str, int] = {}
-        problems = []
+        problems: list[str] = []
         try:
-            for name, entry in walk(self.path, refuse=problems):
-                found[name] = entry.st_size
+            found = {name: status.st_size for name, status in walk(self.path, refuse=problems.append)}
         except OSError as error:
-            return [f"{error.strerror or error}: {error.filename or self.path}"]
+            return [f"{error.strerror}: {error.filename}"]
         problems += [f"missing file: {name}" for name in sorted(self.files.keys() - found.keys())]
         problems += [f"extra file: {name}" for name in sorted(found.keys() - self.files.keys())]
-        intact = []
+        whole = {}
         for name in sorted(self.files.keys() & found.keys()):
-            if found[name] != self.files[name]["size"]:
-                problems.append(f"size is {found[name]}, not {self.files[name]['size']}: {name}")
+            if found[name] == self.files[name]["size"]:
+                whole[name] = found[name]
             else:
-                intact.append(name)
-        hashes = _hashes(self.path, {name: found[name] for name in intact}, problems)
-        problems += [f"bytes have changed: {name}" for name in hashes if hashes[name] != self.files[name]["sha256"]]
-        return problems
+                problems.append(f"{found[name]} bytes, not {self.files[name]['size']}: {name}")
+        hashes, unreadable = _hashes(self.path, whole)
+        changed = sorted(name for name in hashes if hashes[name] != self.files[name]["sha256"])
+        return problems + unreadable + [f"bytes have changed: {name}" for name in changed]
 
     def verify(self) -> None:
         """Check every byte against the manifest. Raises `StoreError` that names the damaged files."""
@@ -190,45 +196,47 @@ class Artifact:
         return folder
 
 
-def walk(path: Path, refuse: list[str] | None = None) -> Iterator[tuple[str, os.stat_result]]:
-    """(relative POSIX path, stat) of every file below `path`, in order.
+def walk(path: Path, refuse: Callable[[str], None] | None = None) -> Iterator[tuple[str, os.stat_result]]:
+    """(relative POSIX path, stat) of every file below `path`.
 
-    Anything but a plain file or folder of a plain name raises `StoreError`; with `refuse`, it is noted there instead.
-    A file that also has a name elsewhere (a hard link) can be changed from there: it is refused too, but not noted with
-    `refuse`, which serves a check of bytes.
+    Anything but a plain file or folder with a plain name raises `StoreError`, and so does a file that has a name
+    outside as well (a hard link), since it can be changed from there. With `refuse`, that is told what is wrong
+    instead, and hard links are let pass: that serves a check of bytes.
     """
 
-    def refused(what: str, name: str) -> None:
-        if refuse is None:
-            raise StoreError(f"{what}: {name}", location=str(path), hint="only plain files and folders can be part of a model")
-        refuse.append(f"{what}: {name}")
+    def refuse_all(what: str) -> None:
+        hint = "only plain files and folders can be part of a model; copy what a link points to"
+        raise StoreError(what, location=str(path), hint=hint)
 
-    if path.is_symlink() or not path.is_dir():
-        return refused("not a folder", path.name)
-    links: dict[tuple[int, int], list[str]] = {}
-    counts: dict[tuple[int, int], int] = {}
+    refused = refuse or refuse_all
+    inside: dict[tuple[int, int], int] = {}
+    linked: dict[tuple[int, int], tuple[str, int]] = {}
     pending = [("", path)]
+    if path.is_symlink() or not path.is_dir():
+        refused(f"not a folder: {path.name}")
+        pending.clear()
     while pending:
         prefix, folder = pending.pop()
-        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name, reverse=True):
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
             name = prefix + entry.name
             status = entry.stat(follow_symlinks=False)
             if _NOT_PLAIN.search(entry.name):
-                refused("not a plain name", ascii(name))
+                refused(f"not a plain name: {name!a}")
             elif stat.S_ISLNK(status.st_mode):
-                refused("symbolic link", name)
+                refused(f"symbolic link: {name}")
             elif stat.S_ISDIR(status.st_mode):
                 pending.append((name + "/", Path(entry.path)))
-            elif stat.S_ISREG(status.st_mode):
-                identity = (status.st_dev, status.st_ino)
-                links.setdefault(identity, []).append(name)
-                counts[identity] = status.st_nlink
-                yield name, status
+            elif not stat.S_ISREG(status.st_mode):
+                refused(f"neither a file nor a folder: {name}")
             else:
-                refused("special file", name)
-    for identity, names in links.items():
-        if refuse is None and counts[identity] > len(names):
-            refused("hard link to a file outside", names[0])
+                if status.st_nlink > 1:
+                    identity = (status.st_dev, status.st_ino)
+                    inside[identity] = inside.get(identity, 0) + 1
+                    linked[identity] = (name, status.st_nlink)
+                yield name, status
+    for identity, (name, count) in linked.items():
+        if refuse is None and count > inside[identity]:
+            refused(f"hard link to a file outside: {name}")
 
 
 def sync_tree(path: Path) -> None:
@@ -243,22 +251,20 @@ def _check_name(name: str, path: Path) -> None:
     """Only names that stay below the folder, on every system."""
     parts = name.split("/")
     if _NOT_PLAIN.search(name) or any(part in ("", ".", "..") for part in parts) or re.match(r"[A-Za-z]:", name):
-        raise StoreError(f"not a plain relative path: {ascii(name)}", location=str(path))
+        raise StoreError(f"not a plain relative path: {name!a}", location=str(path))
 
 
-def _hashes(path: Path, sizes: Mapping[str, int], unreadable: list[str] | None = None) -> dict[str, str]:
-    """SHA-256 of each file, the largest first and several at a time (hashing releases the interpreter's lock)."""
+def _hashes(path: Path, sizes: Mapping[str, int]) -> tuple[dict[str, str], list[str]]:
+    """(name -> SHA-256, what could not be read); several at a time, since hashing frees the interpreter."""
 
-    def one(name: str) -> str | None:
+    def one(name: str) -> str | OSError:
         try:
             return sha256_file(path / name)
         except OSError as error:
-            if unreadable is None:
-                raise StoreError(f"{error.strerror}: {name}", location=str(path)) from error
-            unreadable.append(f"{error.strerror}: {name}")
-            return None
+            return error
 
-    ordered = sorted(sizes, key=lambda name: -sizes[name])
+    ordered = sorted(sizes, key=lambda name: (-sizes[name], name))
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        results = dict(zip(ordered, pool.map(one, ordered), strict=True))
-    return {name: result for name in sorted(sizes) if (result := results[name]) is not None}
+        results = list(zip(ordered, pool.map(one, ordered), strict=True))
+    unreadable = [f"{result.strerror}: {name}" for name, result in results if isinstance(result, OSError)]
+    return {name: result for name, result in results if isinstance(result, str)}, unreadable

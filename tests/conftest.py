@@ -1,0 +1,140 @@
+"""Pico models and data: random weights, seconds."""
+
+from __future__ import annotations
+
+import csv
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from optimize import tasks
+from optimize.artifact import Artifact
+from optimize.context import Context
+from optimize.data import prepare
+from optimize.progress import Progress
+from optimize.work import Work
+
+GOOD = ["good", "great", "fine", "lovely", "superb", "moving", "funny", "warm", "bright", "clever"]
+BAD = ["bad", "dull", "awful", "boring", "weak", "cold", "clumsy", "tired", "flat", "stale"]
+PLAIN = ["the", "a", "film", "story", "actor", "scene", "plot", "with", "and", "of", "it", "is", "this", "very", "rather"]
+WORDS = GOOD + BAD + PLAIN + [f"word{i}" for i in range(150)]
+
+
+@pytest.fixture()
+def work(tmp_path: Path) -> Work:
+    return Work(tmp_path / "work")
+
+
+@pytest.fixture(scope="session")
+def pico_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT classifier of 2 layers and 32 dimensions with random weights, as `from_pretrained` wants it."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("pico") / "model"
+    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=64,
+    ).save_pretrained(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = BertForSequenceClassification(
+            BertConfig(
+                vocab_size=len(vocabulary),
+                hidden_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                intermediate_size=64,
+                max_position_embeddings=64,
+                id2label={0: "negative", 1: "positive"},
+                label2id={"negative": 0, "positive": 1},
+            )
+        )
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pico_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """240 different sentences whose label follows from their adjectives."""
+    rng = random.Random(0)
+    path = tmp_path_factory.mktemp("data") / "reviews.csv"
+    seen: set[str] = set()
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        while len(seen) < 240:
+            label = len(seen) % 2
+            words = rng.choices(PLAIN, k=rng.randint(3, 12)) + rng.choices(GOOD if label else BAD, k=3)
+            rng.shuffle(words)
+            text = " ".join(words)
+            if text not in seen:
+                seen.add(text)
+                writer.writerow([text, ["negative", "positive"][label]])
+    return path
+
+
+@pytest.fixture()
+def pico_recipe(pico_model: Path, pico_csv: Path) -> dict[str, Any]:
+    return {
+        "version": 1,
+        "name": "pico-sentiment",
+        "model": {"source": str(pico_model), "task": "text-classification"},
+        "data": {
+            "source": str(pico_csv),
+            "text": "text",
+            "label": "label",
+            "splits": {"train": 0.5, "validation": 0.1, "calibration": 0.1, "evaluation": 0.3},
+        },
+        "stages": [
+            {"distill": "finetune", "epochs": 5, "batch_size": 16, "learning_rate": 2e-3, "threads": 1},
+            {"export": "onnx"},
+            {"quantize": "int8", "mode": "dynamic"},
+        ],
+        "baseline": "finetune",
+        "evaluate": {
+            "latency": {
+                "batch_sizes": [1],
+                "sequence_length": 16,
+                "rounds": 6,
+                "half_width": 1.0,
+                "budget_seconds": 60,
+            }
+        },
+        "gates": [{"metric": "size", "max_ratio": 1.5}],
+    }
+
+
+@pytest.fixture(scope="session")
+def pico_source(pico_model: Path) -> Artifact:
+    """The pico model as the source artifact of its task."""
+    spec = {"name": "text-classification", "max_length": 32, "labels": ["negative", "positive"]}
+    return Artifact.from_directory(pico_model, format="transformers", task=spec)
+
+
+@pytest.fixture(scope="session")
+def new_context(pico_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Context]:
+    """Makes a room that a stage works in, with the pico data (or other): every call one in a folder of its own."""
+    task = tasks.get("text-classification")
+    config = task.Data(source=str(pico_csv), splits={"train": 0.5, "validation": 0.2, "evaluation": 0.3})
+    rows = prepare(config, task, Work(tmp_path_factory.mktemp("rows")), pico_csv.parent).for_stages()
+
+    def make(*, scratch: Path | None = None, progress: Progress | None = None, data: Any = rows) -> Context:
+        directory = tmp_path_factory.mktemp("artifact")
+        scratch = scratch or tmp_path_factory.mktemp("scratch")
+        return Context(directory, scratch, task, data, stage="stage", progress=progress or Progress())
+
+    return make
