@@ -1,0 +1,116 @@
+"""Which rows belong to which split: shares, repeats and overlap. Rows are numbers here, their content a hash each."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from optimize.artifact import canonical_json
+from optimize.errors import SourceError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def contents(rows: pa.Table) -> list[bytes]:
+    """For every row a hash of what a model is given: all columns but `label`, blind to Unicode form and white space."""
+    inputs = rows.drop_columns([name for name in rows.column_names if name == "label"])
+    return [
+        hashlib.sha256(canonical_json({name: _normal(value) for name, value in row.items()})).digest()
+        for row in inputs.to_pylist()
+    ]
+
+
+def _normal(value: Any) -> Any:
+    return " ".join(unicodedata.normalize("NFC", value).split()) if isinstance(value, str) else value
+
+
+def digest(rows: pa.Table) -> str:
+    """Of the rows' values in order; no library's file format has a say in it."""
+    hasher = hashlib.sha256()
+    for batch in rows.to_batches(max_chunksize=10_000):
+        for row in batch.to_pylist():
+            hasher.update(canonical_json(row) + b"\n")
+    return f"sha256:{hasher.hexdigest()}"
+
+
+def class_labels(rows: pa.Table) -> list[Any] | None:
+    """The labels to stratify by, or None where the rows have no classes."""
+    import pyarrow as pa
+
+    if "label" not in rows.column_names or pa.types.is_floating(rows["label"].type):
+        return None
+    labels: list[Any] = rows["label"].to_pylist()
+    return labels
+
+
+def without_repeats(
+    groups: Mapping[str, Sequence[int]], contents: Sequence[bytes], *, whole: str
+) -> dict[str, list[int]]:
+    """Keep the first of the rows that are the same, in the order of the groups. The group `whole` keeps every row."""
+    seen: set[bytes] = set()
+    kept: dict[str, list[int]] = {}
+    for name, rows in groups.items():
+        kept[name] = []
+        for row in rows:
+            if name == whole or contents[row] not in seen:
+                kept[name].append(row)
+            seen.add(contents[row])
+    return kept
+
+
+def shared_out(
+    rows: Sequence[int], shares: Mapping[str, float], labels: Sequence[Any] | None, *, seed: int
+) -> dict[str, list[int]]:
+    """Shuffle, spread every label evenly over the whole order, and cut: each split has its share of each label."""
+    order = list(rows)
+    random.Random(seed).shuffle(order)
+    if labels is not None:
+        totals = Counter(labels[row] for row in order)
+        seen: Counter[Any] = Counter()
+        position = {}
+        for row in order:
+            position[row] = (seen[labels[row]] + 0.5) / totals[labels[row]]
+            seen[labels[row]] += 1
+        order.sort(key=position.__getitem__)
+    splits, start, share = {}, 0, 0.0
+    for split in sorted(shares):
+        share += shares[split]
+        end = round(share * len(order))
+        splits[split] = order[start:end]
+        start = end
+    return splits
+
+
+def overlap(splits: Mapping[str, Iterable[int]], contents: Sequence[bytes]) -> list[tuple[str, int, str, int]]:
+    """Rows that an earlier split has too: (that split, its row, this split, this row)."""
+    first: dict[bytes, tuple[str, int]] = {}
+    repeats = []
+    for split, rows in splits.items():
+        for row in rows:
+            other, twin = first.setdefault(contents[row], (split, row))
+            if other != split:
+                repeats.append((other, twin, split, row))
+    return repeats
+
+
+def overlap_error(
+    repeats: Sequence[tuple[str, int, str, int]], places: Sequence[tuple[object, int]], rows: pa.Table
+) -> SourceError:
+    """Names some of the rows that `overlap` found; `places` has for every row its file and its number there."""
+    told = []
+    for other, twin, split, row in repeats[:3]:
+        texts = [value for value in rows.slice(row, 1).to_pylist()[0].values() if isinstance(value, str)]
+        named = [f"row {number} of {file}" for file, number in (places[twin], places[row])]
+        told.append(f"{named[0]} ({other}) is {named[1]} ({split}): {' '.join(texts)[:60]!r}")
+    if len(repeats) > len(told):
+        told.append(f"and {len(repeats) - len(told)} more")
+    count = "1 row is" if len(repeats) == 1 else f"{len(repeats)} rows are"
+    return SourceError(
+        f"{count} in more than one split, so that scores would flatter: {'; '.join(told)}",
+        hint="set data.deduplicate: true to drop repeated rows, or clean the data",
+    )

@@ -1,0 +1,142 @@
+"""Files of rows into one table, through `datasets`, and the recipe's row filter."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimize.errors import SourceError
+from optimize.source import DATA_SUFFIXES, Local, Origin, data_format
+from optimize.source.hub import Hub
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+READERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    # An empty cell is missing; the words NA, None and null are text.
+    "csv": ("csv", {"keep_default_na": False, "na_values": [""]}),
+    "tsv": ("csv", {"keep_default_na": False, "na_values": [""], "sep": "\t"}),
+    "jsonl": ("json", {}),
+    "parquet": ("parquet", {}),
+    "arrow": ("arrow", {}),
+}
+"""Format -> the reader in `datasets`, and its options."""
+
+
+def read(origin: Origin, scratch: Path, *, format: str | None, subset: str | None, split: str | None) -> pa.Table:
+    """All rows that are there, in memory. `scratch` is an empty folder, `split` one that a hub data set has.
+
+    Raises `SourceError` for a format that nothing tells, and for a file that can't be read as what it claims to be.
+    """
+    if isinstance(origin, Hub):
+        cache = scratch / "cache"
+        return _load(
+            origin, "hub data set", split, path=origin.repo, name=subset, revision=origin.commit, cache_dir=cache
+        )
+    names = origin.names()
+    if len(names) > 1 or (isinstance(origin, Local) and origin.path.is_dir()):
+        names = [name for name in names if data_format(name) in ((format,) if format else READERS)]
+    formats = {format or data_format(name) for name in names}
+    if len(formats) != 1 or None in formats:
+        found = f"files of several formats ({', '.join(sorted(map(str, formats)))})" if formats else "no data file"
+        raise SourceError(
+            f"{origin} has an unknown format" if None in formats else f"{origin} has {found}",
+            hint=f"set data.format to one of {', '.join(READERS)}, or use an ending such as {', '.join(DATA_SUFFIXES)}",
+        )
+    chosen = str(formats.pop())
+    origin.copy([glob.escape(name) for name in names], scratch)
+    reader, options = READERS[chosen]
+    files = [glob.escape(str(scratch / name)) for name in names]
+    return _load(origin, chosen, "train", path=reader, data_files=files, cache_dir=scratch / "cache", **options)
+
+
+def _load(origin: Origin, what: str, split: str | None, **options: Any) -> pa.Table:
+    import datasets
+
+    # `datasets` has no error family: pandas', pyarrow's, fsspec's and the network's come through, each its own way.
+    try:
+        with _quiet():
+            found = datasets.load_dataset(keep_in_memory=True, **options)
+    except Exception as error:
+        chain = list(_chain(error))
+        for cause in chain:
+            if isinstance(cause, OSError) and cause.errno is not None:
+                raise cause from None
+        hint = "set data.subset to one of them" if "onfig name is missing" in str(error) else None
+        if any(isinstance(cause, UnicodeDecodeError) for cause in chain):
+            hint = "save it as UTF-8"
+        elif "corresponds to no data" in str(error) or isinstance(error, StopIteration):
+            raise SourceError(f"{origin} has no rows") from error
+        reason = str(chain[-1]).strip().split("\n")[0] or type(chain[-1]).__name__
+        raise SourceError(f"{origin} can't be read as {what}: {reason}", hint=hint) from error
+    names = list(found)
+    name = split or ("train" if "train" in names or len(names) != 1 else names[0])
+    if name not in names:
+        hint = f"it has {', '.join(names)}: name one for each split, as in data.splits.evaluation: test"
+        raise SourceError(f"{origin} has no split {name!r} to take rows from", hint=hint)
+    table: pa.Table = found[name].data.table
+    return table
+
+
+def keep(table: pa.Table, wanted: Mapping[str, Any]) -> list[int]:
+    """Numbers of the rows whose columns have the wanted value, or one of them.
+
+    Raises `SourceError` for a column that is not there, a value of another type, and where no row is left.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kept = pa.array([True] * table.num_rows)
+    for column, value in wanted.items():
+        if column not in table.column_names:
+            raise SourceError(
+                f"the data has no column {column!r} to filter by",
+                hint=_did_you_mean(column, table.column_names),
+            )
+        values: Sequence[Any] = value if isinstance(value, list) else [value]
+        type_ = table.schema.field(column).type
+        if pa.types.is_string(type_) or pa.types.is_large_string(type_):
+            values = [str(item) for item in values]
+        try:
+            choices = pa.array(values, type=type_)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
+            raise SourceError(f"the filter on {column!r} wants {value!r}, but the column holds {type_}") from error
+        kept = pc.and_(kept, pc.is_in(table[column], value_set=choices))
+        if not pc.any(kept).as_py():
+            present = [repr(item) for item in table[column].slice(0, 100_000).unique().to_pylist()[:8]]
+            raise SourceError(
+                f"no row is left by the filter {column}: {value}", hint=f"the column holds {', '.join(present)}, ..."
+            )
+    return [row for row, stays in enumerate(kept.to_pylist()) if stays]
+
+
+def _did_you_mean(name: str, names: Sequence[str]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(name, names, n=1)
+    listed = f"the columns are {', '.join(names)}"
+    return f"did you mean {near[0]}? {listed}" if near else listed
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what caused it, the deepest last. What was merely being handled when it was raised is left out."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress bars of `datasets`, which would draw over ours."""
+    import datasets
+
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()

@@ -1,0 +1,60 @@
+"""A model that somebody has in a folder of plain files, described so that it can be scored and asked.
+
+Nothing is copied or changed. What the task needs is looked up in the model's `config.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from optimize.artifact import Artifact, walk
+from optimize.errors import StoreError
+
+FORMATS = {"model.onnx": "onnx"}
+"""A file that only a model of that format has -> the format; a folder without one of these must hold safetensors."""
+TASKS = {"ForSequenceClassification": "text-classification"}
+"""How the name of the architecture ends -> the task."""
+MAX_LENGTH = 128
+
+
+def load_folder(path: Path, *, trust_remote_code: bool = False) -> Artifact:
+    """The model in a folder, such as `optimize get` or `save_pretrained` wrote.
+
+    Raises `SourceError` for what would not be taken as a recipe's model either (pickled weights only, code of the
+    model's own), and `StoreError` where the folder, its format or its task can't be told.
+    """
+    from optimize.source import vetting
+
+    folder = path.expanduser().resolve()
+    if not folder.is_dir():
+        raise StoreError(f"no folder {path}", hint="give a folder, a digest, or name@alias")
+    names = [name for name, _ in walk(folder)]
+    format = next((FORMATS[name] for name in FORMATS if name in names), "transformers")
+    if format == "transformers":
+        vetting.check_names(path, names)
+        vetting.check_weights(path, folder, names)
+    vetting.check_configs(path, folder, trust_remote_code)
+    return Artifact.from_directory(folder, format=format, task=_task(folder), trust_remote_code=trust_remote_code)
+
+
+def _task(folder: Path) -> dict[str, Any]:
+    """`Artifact.task`, from config.json."""
+    config = json.loads((folder / "config.json").read_bytes())
+    names = [str(name) for name in config.get("architectures") or ()]
+    task = next((TASKS[end] for end in TASKS for name in names if name.endswith(end)), None)
+    if task is None:
+        told = f"of architecture {names[0]}" if names else "without `architectures` in its config.json"
+        hint = f"known are {', '.join(f'*{end}' for end in TASKS)}"
+        raise StoreError(f"the task of a model {told} can't be told", location=str(folder), hint=hint)
+    try:
+        # transformers leaves the names out of config.json where they are these.
+        labels = config.get("id2label") or {i: f"LABEL_{i}" for i in range(int(config.get("num_labels", 2)))}
+        return {
+            "name": task,
+            "max_length": min(MAX_LENGTH, int(config.get("max_position_embeddings") or MAX_LENGTH)),
+            "labels": [str(labels[index]) for index in sorted(labels, key=int)],
+        }
+    except (TypeError, ValueError, KeyError, IndexError) as error:
+        raise StoreError(f"config.json makes no sense: {error}", location=str(folder)) from error

@@ -1,0 +1,127 @@
+"""What of a model's folder is taken, and what is refused before anything is loaded: pickles, code, damaged weights."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import re
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from optimize.errors import SourceError
+
+SMALL_FILES = (
+    *("config.json", "generation_config.json", "model.safetensors.index.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model"),
+    *("vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "*.tiktoken"),
+    *("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),
+    *("preprocessor_config.json", "processor_config.json", "feature_extractor_config.json"),
+    *("image_processor_config.json", "video_preprocessor_config.json", "LICENSE*", "NOTICE*"),
+)
+"""All that a model needs besides its weights, and its licence, which must go where the weights go."""
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+MAX_JSON_BYTES = 64 * 2**20
+
+
+def check_names(model: object, names: Collection[str]) -> None:
+    """Refuse a folder that can be seen to hold no model, or only pickled weights. `model` is what messages call it."""
+    if "config.json" not in names:
+        raise SourceError(f"{model} has no config.json", hint="name the folder that `save_pretrained` wrote")
+    if not {"model.safetensors", "model.safetensors.index.json"} & set(names):
+        raise _no_weights(model, names)
+
+
+def _no_weights(model: object, names: Collection[str]) -> SourceError:
+    pickled = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in PICKLED)]
+    told = f"only pickled weights ({', '.join(sorted(pickled)[:3])}), which could run code when loaded"
+    return SourceError(
+        f"{model} has {told if pickled else 'no model.safetensors, and weights of other formats are not read'}",
+        hint="convert to safetensors, where you trust the files: load the folder with the task's AutoModelFor... class "
+        "and call save_pretrained(NEW_FOLDER)",
+    )
+
+
+def check_configs(model: object, directory: Path, trusted: bool) -> None:
+    """Refuse configs that name code to run, unless trusted; then the code must lie in the folder."""
+    if not (directory / "config.json").is_file():
+        raise SourceError(f"{model} has no config.json", hint="name the folder that `save_pretrained` wrote")
+    for path in sorted(directory.glob("*config.json")):
+        for reference in _code_references(_read_json(model, path)):
+            if not trusted:
+                raise SourceError(
+                    f"{path.name} of {model} wants code of the model's own to run ({reference})",
+                    hint="read that code; if you trust it, set model.trust_remote_code: true",
+                )
+            if "--" in reference:
+                raise SourceError(
+                    f"{path.name} of {model} wants code of another repository to run ({reference})",
+                    hint="copy that code into the model's folder, so that what runs is what was checked",
+                )
+
+
+def _code_references(value: Any) -> Iterator[str]:
+    """Every module that an `auto_map` or `custom_pipelines`, at any depth, wants imported."""
+    for node in _nodes(value):
+        if isinstance(node, dict):
+            for key in ("auto_map", "custom_pipelines"):
+                if key in node:
+                    yield from [leaf for leaf in _nodes(node[key]) if isinstance(leaf, str)] or [key]
+
+
+def _nodes(value: Any) -> Iterator[Any]:
+    stack = [value]
+    while stack:
+        node = stack.pop()
+        yield node
+        stack.extend(node.values() if isinstance(node, dict) else node if isinstance(node, list) else ())
+
+
+def _read_json(model: object, path: Path) -> Any:
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ValueError("it is too large")
+        value = json.loads(path.read_bytes())
+        if not isinstance(value, dict):
+            raise ValueError("it is no JSON object")
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{path.name} of {model} can't be read: {error}") from error
+    return value
+
+
+def weight_files(model: object, directory: Path, names: Collection[str]) -> tuple[str, ...]:
+    """The files that hold the weights: one file or listed shards, whichever transformers would look for first."""
+    index = directory / "model.safetensors.index.json"
+    if not index.exists() or "model.safetensors" in names:
+        return ("model.safetensors",)
+    listed = _read_json(model, index).get("weight_map")
+    shards = sorted({str(name) for name in listed.values()}) if isinstance(listed, dict) else []
+    for name in shards:
+        if not re.fullmatch(r"[\w.-]+\.safetensors", name):
+            raise SourceError(f"{index.name} of {model} names weights outside of its folder: {name!r}")
+    return tuple(shards)
+
+
+def check_weights(model: object, directory: Path, names: Collection[str]) -> None:
+    """Every shard is there and is as long as its header says: neither cut off nor a placeholder of git-lfs."""
+    files = sorted(directory.glob("*.safetensors"))
+    if not files:
+        raise _no_weights(model, names)
+    missing = sorted(set(weight_files(model, directory, names)) - {path.name for path in files})
+    if missing:
+        raise SourceError(f"{model} lacks {missing[0]}, which its index lists", hint="fetch the whole model again")
+    for path in files:
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+            size = path.stat().st_size
+            try:
+                tensors = json.loads(file.read(header) if header <= min(size, MAX_JSON_BYTES) else b"")
+                ends = [entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__"]
+                whole = 8 + header + max(ends, default=0) == size
+            except (ValueError, RecursionError, AttributeError, KeyError, IndexError, TypeError):
+                whole = False
+        if not whole:
+            raise SourceError(
+                f"{path.name} of {model} is cut off or no safetensors file",
+                hint="fetch it again (a file of about 130 bytes is a placeholder: `git lfs pull`)",
+            )
