@@ -19,11 +19,27 @@ from optimize.work import Work
 
 GOOD = ["good", "great", "fine", "lovely", "superb", "moving", "funny", "warm", "bright", "clever"]
 BAD = ["bad", "dull", "awful", "boring", "weak", "cold", "clumsy", "tired", "flat", "stale"]
-PLAIN = ["the", "a", "film", "story", "actor", "scene", "plot", "with", "and", "of", "it", "is", "this", "very", "rather"]
+PLAIN = [
+    "the",
+    "a",
+    "film",
+    "story",
+    "actor",
+    "scene",
+    "plot",
+    "with",
+    "and",
+    "of",
+    "it",
+    "is",
+    "this",
+    "very",
+    "rather",
+]
 WORDS = GOOD + BAD + PLAIN + [f"word{i}" for i in range(150)]
 
 
-@pytest.fixture()
+@pytest.fixture
 def work(tmp_path: Path) -> Work:
     return Work(tmp_path / "work")
 
@@ -87,7 +103,7 @@ def pico_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture()
+@pytest.fixture
 def pico_recipe(pico_model: Path, pico_csv: Path) -> dict[str, Any]:
     return {
         "version": 1,

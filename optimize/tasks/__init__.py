@@ -1,9 +1,9 @@
 """One file a task. A task knows its rows, its inputs, its outputs and its metrics; it knows no format.
 
-`model.task: text-classification` in a recipe is `optimize/tasks/text_classification.py`. Third parties add a task with an
-entry point in the group `optimize.tasks` whose value is a `Task` subclass.
+`model.task: text-classification` in a recipe is `optimize/tasks/text_classification.py`. Third parties add a task with
+an entry point in the group `optimize.tasks` whose value is a `Task` subclass.
 
-Importing a task's module must stay cheap (no torch, no transformers): `validate` does it to know the `data` block's schema.
+Importing a task's module must stay cheap (no torch, no transformers): `validate` does it to know the schema of `data`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,65 @@
+"""ONNX Runtime on the CPU.
+
+Denormal numbers are kept (its default, and PyTorch's), so that both runtimes do the same arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimize.errors import EvaluationError
+from optimize.runtimes import onnx_file
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+MODEL = "model.onnx"
+
+
+class OnnxSession:
+    """A loaded graph."""
+
+    def __init__(self, session: Any) -> None:
+        self.session = session
+        self.takes = tuple(value.name for value in session.get_inputs())
+        self.gives = tuple(value.name for value in session.get_outputs())
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        if missing := [name for name in self.takes if name not in inputs]:
+            raise EvaluationError(f"the model wants {', '.join(missing)}, which its tokenizer does not give")
+        try:
+            arrays = self.session.run(None, {name: inputs[name] for name in self.takes})
+        except Exception as error:  # ONNX Runtime has a class of its own for every status
+            raise EvaluationError(f"the model can't take these inputs: {error}") from error
+        return dict(zip(self.gives, map(_float32, arrays), strict=True))
+
+
+def _float32(array: NDArray[Any]) -> NDArray[Any]:
+    return array.astype("float32") if array.dtype.kind == "f" and array.dtype != "float32" else array
+
+
+def open(directory: Path, threads: int, *, trust_remote_code: bool = False) -> OnnxSession:
+    """`model.onnx` of the folder. A graph has no code, so trust changes nothing: what reaches outside is refused."""
+    path = directory / MODEL
+    onnx_file.check(path)
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 3
+    # Else the file's own bytes decide how it is read.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise EvaluationError(f"ONNX Runtime can't open it: {error}", location=str(path)) from error
+    return OnnxSession(session)
+
+
+def parameters(directory: Path) -> int:
+    """Elements of the initialisers; quantised ones count like the floats they stand for."""
+    return onnx_file.read(directory / MODEL).parameters
