@@ -1,0 +1,82 @@
+"""A task's metric on two models' answers to the same rows: which interval serves which kind of metric."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optimize.evaluate.bootstrap import Resampled, resample_confusion, resample_means, resample_rows
+from optimize.evaluate.statistics import mcnemar_exact, tang_interval, tango_interval, wilson_interval
+from optimize.evaluate.types import Interval
+from optimize.tasks import Metric
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its interval; `details` as in `Comparison`."""
+
+    estimate: float
+    ci: Interval
+    n: int
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def score_answers(metric: Metric, outputs: NDArray[Any], targets: NDArray[Any], confidence: float) -> Estimate:
+    """One model's own value. `outputs` [n, ...], `targets` [n, ...]."""
+    n = len(targets)
+    if metric.kind == "binary":
+        hits = int(_per_row(metric, outputs, targets).sum())
+        return Estimate(hits / n, wilson_interval(hits, n, confidence), n)
+    resampled = _resample(metric, [outputs], targets)
+    return Estimate(float(resampled.point[0]), resampled.interval("value", confidence), n)
+
+
+def compare_answers(
+    metric: Metric, candidate: NDArray[Any], over: NDArray[Any], targets: NDArray[Any], confidence: float
+) -> Estimate:
+    """The difference candidate - over, with the ratio in `details`; for 0/1 outcomes the flips both ways as well."""
+    n = len(targets)
+    if metric.kind == "binary":
+        return compare_hits(_per_row(metric, candidate, targets), _per_row(metric, over, targets), confidence)
+    resampled = _resample(metric, [candidate, over], targets)
+    ours, theirs = (float(value) for value in resampled.point)
+    ratio = {
+        "estimate": ours / theirs if theirs > 0 else math.nan,
+        "ci": resampled.interval("ratio", confidence),
+    }
+    return Estimate(ours - theirs, resampled.interval("difference", confidence), n, {"ratio": ratio})
+
+
+def compare_hits(candidate: NDArray[Any], over: NDArray[Any], confidence: float) -> Estimate:
+    """`compare_answers` for right (1) and wrong (0) answers, [n] each."""
+    ours, theirs = candidate.astype(bool), over.astype(bool)
+    n = len(ours)
+    both, b, c = int((ours & theirs).sum()), int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+    details = {
+        "ratio": {
+            "estimate": (both + b) / (both + c) if both + c else math.nan,
+            "ci": tang_interval(both, b, c, n, confidence),
+        },
+        "flips": {"gained": b, "lost": c},
+        "mcnemar_p": mcnemar_exact(b, c),
+    }
+    return Estimate((b - c) / n, tango_interval(b, c, n, confidence), n, details)
+
+
+def _per_row(metric: Metric, outputs: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.float64]:
+    if metric.per_row is None:
+        raise TypeError(f"metric {metric.name} is of kind {metric.kind} and has no per_row")
+    return metric.per_row(outputs, targets)
+
+
+def _resample(metric: Metric, outputs: Sequence[NDArray[Any]], targets: NDArray[Any]) -> Resampled:
+    if metric.kind == "rows":
+        return resample_means(np.stack([_per_row(metric, answers, targets) for answers in outputs], axis=1))
+    if metric.from_confusion is not None:
+        return resample_confusion(metric.from_confusion, [answers.argmax(axis=-1) for answers in outputs], targets)
+    return resample_rows(metric.compute, outputs, targets)

@@ -1,0 +1,46 @@
+"""How far one model's outputs lie from another's on the same rows: a loss is pinned on the stage that caused it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def fidelity(outputs: NDArray[np.float32], reference: NDArray[np.float32]) -> dict[str, Any]:
+    """Compare logits [n, classes] with a reference's.
+
+    `kl`: KL(reference || candidate) a row, in nats. `cosine_distance`: 1 - cosine of the two rows. Both as mean,
+    median, 99 % quantile and maximum over rows. `flips`: rows whose top answer differs, `flip_rate` their share.
+    Outputs with one number a row have no distribution and no top answer: `difference` (absolute) is all there is.
+    """
+    ours, theirs = (array.reshape(len(array), -1).astype(np.float64) for array in (outputs, reference))
+    found: dict[str, Any] = {"n": len(ours)}
+    if ours.shape[1] < 2:
+        return {**found, "difference": _spread(np.abs(ours - theirs)[:, 0])}
+    flips = int((ours.argmax(axis=1) != theirs.argmax(axis=1)).sum())
+    lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+    cosine = np.divide((ours * theirs).sum(axis=1), lengths, out=np.ones(len(ours)), where=lengths > 0)
+    mine, other = _log_softmax(ours), _log_softmax(theirs)
+    return {
+        **found,
+        "kl": _spread(np.maximum((np.exp(other) * (other - mine)).sum(axis=1), 0.0)),
+        "cosine_distance": _spread(np.maximum(1 - cosine, 0.0)),
+        "flips": flips,
+        "flip_rate": flips / len(ours),
+    }
+
+
+def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))  # type: ignore[no-any-return]
+
+
+def _spread(values: NDArray[np.float64]) -> dict[str, float]:
+    return {
+        "mean": float(values.mean()),
+        "median": float(np.median(values)),
+        "p99": float(np.quantile(values, 0.99)),
+        "max": float(values.max()),
+    }

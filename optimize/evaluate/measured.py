@@ -1,0 +1,185 @@
+"""Timings that are kept: found again for the same artifacts, rows, settings and host, or measured and stored."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import statistics
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimize.artifact import Artifact, digest_of
+from optimize.atomic import write_bytes
+from optimize.evaluate import host
+from optimize.evaluate.outputs import SPLIT, Outputs
+from optimize.evaluate.scores import Scores
+
+if TYPE_CHECKING:
+    from optimize.evaluate.timings import Setting, Timings
+    from optimize.progress import Progress
+    from optimize.recipe import Evaluate
+
+MEMORY_ROUNDS = 3
+"""Fresh processes an artifact, where memory is measured without latency."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Stored timings. What is shown of them is kept as well, so that reuse computes nothing."""
+
+    path: Path
+    scores: Scores
+
+    @cached_property
+    def digest(self) -> str:
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+
+    @cached_property
+    def timings(self) -> Timings:
+        from optimize.evaluate.timings import Timings
+
+        return Timings.from_json(json.loads(self.path.read_bytes()))
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """{"measurement": as in run.json, "latency": {slot: scores}, "peaks": {slot: bytes}}"""
+
+        def summarise() -> dict[str, Any]:
+            timings = self.timings
+            return {
+                "measurement": timings.measurement(),
+                "latency": {
+                    slot: [timings.describe(slot, setting) for setting in timings.settings]
+                    for slot in timings.slots
+                    if timings.timed
+                },
+                "peaks": {
+                    slot: round(statistics.median(one.peaks[slot] for one in timings.kept)) for slot in timings.slots
+                },
+            }
+
+        return self.scores.value("summaries", {"timings": self.digest}, summarise)  # type: ignore[no-any-return]
+
+
+def slots_of(subjects: Mapping[str, Artifact]) -> dict[str, str]:
+    """Name -> slot: the digest and, since the same artifact may stand under two names, a number."""
+    seen: list[str] = []
+    slots = {}
+    for name, artifact in subjects.items():
+        slots[name] = f"{artifact.digest}#{seen.count(artifact.digest)}"
+        seen.append(artifact.digest)
+    return slots
+
+
+def measure_processes(
+    subjects: Mapping[str, Artifact],
+    *,
+    baseline: str,
+    pairs: Sequence[tuple[str, str]],
+    settings: Evaluate,
+    outputs: Outputs,
+    scores: Scores,
+    progress: Progress,
+    remeasure: bool,
+) -> Measured:
+    """Timings of at least these artifacts. With `remeasure`, more rounds are added to those that are there."""
+    slots = slots_of(subjects)
+    # A measurement of more artifacts serves for fewer, unless the baseline, and with it the control, is another.
+    folder = _folder(settings, outputs, scores, slots[baseline])
+    stored = max(
+        (one for one in _stored(folder, scores) if {*slots.values()} <= {*one.timings.slots}),
+        key=lambda one: len(one.timings.kept),
+        default=None,
+    )
+    if stored is not None and not remeasure:
+        return stored
+    from optimize.evaluate.latency import Plan, measure
+    from optimize.evaluate.timings import Timings
+
+    measured_at = _settings(settings, subjects[baseline])
+    latency = settings.latency
+    timings = (
+        stored.timings.only(list(slots.values()))
+        if stored
+        else Timings(
+            slots=list(slots.values()),
+            baseline=slots[baseline],
+            settings=measured_at,
+            fewest=latency.rounds if latency else MEMORY_ROUNDS,
+            timed=latency is not None,
+        )
+    )
+    with _inputs(subjects, measured_at, outputs) as (scratch, inputs):
+        plan = Plan(
+            artifacts={slots[name]: (name, artifact) for name, artifact in subjects.items()},
+            inputs={slots[name]: paths for name, paths in inputs.items()},
+            pairs=[(slots[name], slots[over]) for name, over in pairs],
+            half_width=latency.half_width if latency else 1.0,
+            budget_seconds=latency.budget_seconds if latency else 1.0,
+            folder=scratch,
+            on_round=lambda done, total, left: progress.update(
+                "scores", done, total, f"round {done} of {total}, about {left:.0f} s left"
+            ),
+        )
+        measure(timings, plan)
+    path = folder / f"{digest_of(sorted(timings.slots)).removeprefix('sha256:')[:40]}.json"
+    write_bytes(path, json.dumps(timings.to_json(), allow_nan=False).encode())
+    scores.computed.append("timings")
+    return Measured(path, scores)
+
+
+def _folder(settings: Evaluate, outputs: Outputs, scores: Scores, baseline: str) -> Path:
+    """Where timings lie that may serve for each other."""
+    key = {
+        "baseline": baseline,
+        "rows": outputs.data.digests[SPLIT],
+        "settings": settings.latency.model_dump(mode="json") if settings.latency else settings.batch_size,
+        "host": host.fingerprint(),
+    }
+    return scores.path("timings", key, suffix="")
+
+
+def _stored(folder: Path, scores: Scores) -> Iterator[Measured]:
+    for path in sorted(folder.glob("[!.]*.json")):
+        # A file that can't be read is measured again.
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            found = Measured(path, scores)
+            found.timings  # noqa: B018
+            yield found
+
+
+def _settings(settings: Evaluate, baseline: Artifact) -> list[Setting]:
+    from optimize.evaluate.timings import Setting
+
+    latency = settings.latency
+    if latency is None:
+        return [Setting(settings.batch_size, int(baseline.task.get("max_length", 128)), 1)]
+    threads = min(latency.threads, host.cpu_count())
+    return [Setting(size, latency.sequence_length, threads) for size in dict.fromkeys(latency.batch_sizes)]
+
+
+@contextlib.contextmanager
+def _inputs(
+    subjects: Mapping[str, Artifact], settings: Sequence[Setting], outputs: Outputs
+) -> Iterator[tuple[Path, dict[str, list[Path]]]]:
+    """A folder for the time of measuring, and in it each artifact's inputs, a file for each setting."""
+    import numpy as np
+
+    with tempfile.TemporaryDirectory(prefix="optimize-") as name:
+        folder = Path(name)
+        files: dict[str, list[Path]] = {}
+        for number, (subject, artifact) in enumerate(subjects.items()):
+            files[subject] = []
+            for index, setting in enumerate(settings):
+                path = folder / f"{number}-{index}.npz"
+                inputs = outputs.inputs(
+                    subject, artifact, batch_size=setting.batch_size, sequence_length=setting.sequence_length
+                )
+                np.savez(path, allow_pickle=False, **inputs)
+                files[subject].append(path)
+        yield folder, files
