@@ -1,0 +1,270 @@
+"""`apply`: resolve, reuse or run each stage, score every artifact, judge the gates, promote what passed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import sys
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimize import tasks
+from optimize.artifact import Artifact
+from optimize.context import Context
+from optimize.errors import OptimizeError, RecipeError, StageError
+from optimize.planning import Step, ancestors, as_recipe, as_work, decide, decide_source, resolve_config
+from optimize.progress import Progress
+from optimize.recipe import SOURCE, Recipe, Stage
+from optimize.run import Clock, Run, new_document, recording
+from optimize.scoring import Subject, describe_artifacts, describe_data, gated_pairs, score
+
+if TYPE_CHECKING:
+    from optimize.data import Data
+    from optimize.evaluate import Evaluation
+    from optimize.evaluate.types import GateResult
+    from optimize.source import SourceModel
+    from optimize.store import Store
+    from optimize.tasks import Task
+    from optimize.work import Work
+
+
+def apply(
+    recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str],
+    *,
+    work: Work | str | Path | None = None,
+    overrides: Sequence[str] = (),
+    progress: Progress | None = None,
+    remeasure: bool = False,
+    promote: bool = True,
+) -> Run:
+    """Carry out a recipe (a path, a mapping, or a loaded `Recipe`) and return its `Run`.
+
+    `remeasure` adds rounds of latency to those that are stored. `promote=False` leaves the registry alone.
+
+    Raises `RecipeError` for anything that `validate` can see, `SourceError`, `StageError` or `EvaluationError` where
+    the work fails; `run.json` then holds the error. A gate that fails raises nothing: see `Run.verdict`.
+    """
+    clock = Clock()
+    recipe = as_recipe(recipe, overrides)
+    work = as_work(work)
+    progress = progress or Progress()
+    document = new_document(recipe)
+    sidecars: dict[str, Path] = {}
+    with recording(work, recipe, document, sidecars, clock), work.store.in_use():
+        _carry_out(recipe, work, progress, clock, document, sidecars, remeasure=remeasure, promote=promote)
+    return Run(document, work.runs / document["run"], work)
+
+
+def _carry_out(
+    recipe: Recipe,
+    work: Work,
+    progress: Progress,
+    clock: Clock,
+    document: dict[str, Any],
+    sidecars: dict[str, Path],
+    *,
+    remeasure: bool,
+    promote: bool,
+) -> None:
+    """Fill in `document` (a run.json) as the work goes on, so that an error leaves what was reached."""
+    from optimize.data import prepare
+
+    task = tasks.get(recipe.model.task)
+    leaves = [stage.name for stage in recipe.leaves]
+    compared = {recipe.baseline, *itertools.chain(*gated_pairs(recipe, leaves, recipe.baseline))}
+    with clock.on("sources"):
+        data = prepare(recipe.data, task, work, recipe.base)
+        document["data"] = describe_data(data)
+        built = {SOURCE: _take_source(recipe, work.store, task, data, progress)}
+        source = built[SOURCE].artifact
+        if not task.check_source(source.path, source.task):
+            _refuse_fresh_head(recipe, compared)
+    for stage in recipe.stages:
+        with clock.on("stages"):
+            built[stage.name] = _build(recipe, stage, work.store, task, data, built, progress)
+        subjects = {name: subject for name, subject in built.items() if name != SOURCE or SOURCE in compared}
+        document["artifacts"] = describe_artifacts(subjects, source)
+    with clock.on("scoring"):
+        evaluation, results = score(
+            recipe,
+            subjects,
+            baseline=recipe.baseline,
+            leaves=leaves,
+            data=data,
+            work=work,
+            progress=progress,
+            remeasure=remeasure,
+            document=document,
+            sidecars=sidecars,
+        )
+    _conclude(recipe, work, built, evaluation, results, leaves, document, promote=promote)
+
+
+# --- building ---------------------------------------------------------------------------------------------------------
+
+
+def _take_source(recipe: Recipe, store: Store, task: Task, data: Data, progress: Progress) -> Subject:
+    """The source model as an artifact of the store."""
+    from optimize.source import resolve_model
+
+    progress.start(SOURCE, recipe.model.source)
+    source: SourceModel = resolve_model(recipe.model, recipe.base)
+    step = decide_source(store, recipe, source, task.spec(recipe.data, data.info))
+
+    def take(directory: Path) -> Artifact:
+        source.copy_to(directory)
+        return Artifact.from_directory(
+            directory,
+            format="transformers",
+            task=step.inputs["task"],
+            trust_remote_code=recipe.model.trust_remote_code,
+        )
+
+    return _reuse_or_make(recipe, step, store, progress, take, parent=None)
+
+
+def _build(
+    recipe: Recipe,
+    stage: Stage,
+    store: Store,
+    task: Task,
+    data: Data,
+    built: Mapping[str, Subject],
+    progress: Progress,
+) -> Subject:
+    """Reuse a stage's artifact, or run the stage."""
+    known = {name: built[name].artifact for name in ancestors(stage)}
+    progress.start(stage.name, stage.id)
+    step = decide(store, recipe, stage, known, data)
+
+    def run(directory: Path) -> Artifact:
+        assert step.key is not None
+        context = Context(
+            directory=directory,
+            scratch=store.scratch(step.key),
+            task=task,
+            data=data.for_stages(),
+            stage=stage.name,
+            artifacts=known,
+            progress=progress,
+        )
+        with _stage_errors(stage), contextlib.redirect_stdout(sys.stderr):
+            return stage.entry.load().run(known[stage.parent], resolve_config(stage.config), context)
+
+    return _reuse_or_make(recipe, step, store, progress, run, parent=stage.parent)
+
+
+def _reuse_or_make(
+    recipe: Recipe, step: Step, store: Store, progress: Progress, make: Callable[[Path], Artifact], parent: str | None
+) -> Subject:
+    """Reuse the artifact of a key after checking its bytes, or make it; one process works, the others wait for it."""
+    began = time.perf_counter()
+    assert step.key is not None
+    with contextlib.ExitStack() as stack:
+        stack.push(lambda kind, *_: progress.fail(step.name) if kind else None)
+        artifact = step.artifact
+        if artifact is None:
+            waiting = lambda: progress.update(step.name, 0, 0, "another run is making it")  # noqa: E731
+            stack.enter_context(store.lock(step.key, on_wait=waiting))
+            artifact = store.get(step.key)
+        cached = artifact is not None
+        if artifact is not None:
+            store.verify(artifact)
+        else:
+            directory = store.staging()
+            stack.callback(store.discard, directory)
+            made = make(directory)
+            record = {
+                "inputs": dict(step.inputs),
+                "recipe": recipe.name,
+                "stage": step.name,
+                "id": step.id,
+                "parent": step.inputs.get("parent"),
+                "seconds": round(time.perf_counter() - began, 3),
+                "size_bytes": made.size_bytes,
+            }
+            artifact = store.publish(step.key, made, record)
+    seconds = time.perf_counter() - began
+    progress.finish(step.name, seconds=seconds, cached=cached, text="" if cached else step.why)
+    return Subject(artifact, step.id, parent, step.key, cached, seconds)
+
+
+@contextlib.contextmanager
+def _stage_errors(stage: Stage) -> Iterator[None]:
+    """Whatever goes wrong in a stage is said as that stage's error."""
+    try:
+        yield
+    except OptimizeError as error:
+        error.stage = error.stage or stage.name
+        raise
+    except MemoryError as error:
+        raise StageError(
+            "out of memory", stage=stage.name, hint="a smaller batch_size, or a machine with more memory"
+        ) from error
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise StageError(
+                "the disk is full", stage=stage.name, hint="free space, or `optimize store gc`, then run again"
+            ) from error
+        raise StageError(f"{type(error).__name__}: {error}", stage=stage.name) from error
+    except Exception as error:
+        raise StageError(f"{type(error).__name__}: {error}", stage=stage.name) from error
+
+
+def _refuse_fresh_head(recipe: Recipe, compared: Collection[str]) -> None:
+    """A head made of random numbers can neither be exported nor stand for a trained model."""
+    for stage in recipe.stages:
+        if stage.parent == SOURCE and stage.verb != "distill":
+            raise RecipeError(
+                f"the source model has no head for {recipe.model.task} yet, and `{stage.verb}` can't train one",
+                stage=stage.name,
+                hint="put `- distill: finetune` before it",
+            )
+    if SOURCE in compared:
+        raise RecipeError(
+            f"the source model has no trained head for {recipe.model.task}, so it is no baseline",
+            hint=f"name a trained stage, such as `baseline: {recipe.stages[0].name}`",
+        )
+
+
+# --- scoring and deciding ---------------------------------------------------------------------------------------------
+
+
+def _conclude(
+    recipe: Recipe,
+    work: Work,
+    built: Mapping[str, Subject],
+    evaluation: Evaluation,
+    results: Sequence[GateResult],
+    leaves: Sequence[str],
+    document: dict[str, Any],
+    *,
+    promote: bool,
+) -> None:
+    """Set the verdict, and promote the leaf that passed. With `select`, the verdict is that of the leaf it picks."""
+    from optimize.evaluate.gates import exit_code_of, select_leaf, verdict_of
+
+    wish = recipe.promote
+    chosen = leaves[0] if len(leaves) == 1 else None
+    if wish and wish.select and len(leaves) > 1:
+        chosen = select_leaf(wish.select, evaluation, results, leaves)
+        if chosen is not None:
+            results = [result for result in results if result.artifact == chosen]
+    document["verdict"] = verdict = verdict_of(results)
+    document["exit_code"] = exit_code_of(results)
+    document["selected"] = built[chosen].artifact.digest if chosen else None
+    if not (wish and promote and chosen and verdict == "pass"):
+        return
+    version = work.registry.promote(
+        recipe.name,
+        wish.alias,
+        built[chosen].artifact.digest,
+        verdict=verdict,
+        run=document["run"],
+        recipe_digest=recipe.digest,
+    )
+    document["promoted"] = {"alias": wish.alias, "version": version.version, "digest": version.digest}

@@ -1,0 +1,221 @@
+"""What has to run and what is there already. `plan` and `apply` decide with the same function, `decide`.
+
+A stage's *key* names its work: a digest of everything that could change the result. A stage is CACHED when the store
+knows its key. Where a parent has yet to run, the key of its children is not known yet: they are planned as RUN, and
+`apply` still reuses them should the parent give the same bytes as before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from optimize.artifact import Artifact, digest_of
+from optimize.recipe import SOURCE
+
+if TYPE_CHECKING:
+    import os
+
+    from optimize.config import Block
+    from optimize.data import Data
+    from optimize.recipe import Recipe, Stage
+    from optimize.source import SourceModel
+    from optimize.stages import Entry
+    from optimize.store import Store
+    from optimize.work import Work
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of a plan."""
+
+    name: str
+    id: str
+    status: Literal["RUN", "CACHED"]
+    why: str
+    key: str | None = None
+    """None where a parent has yet to run."""
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    """Everything that entered the key."""
+    artifact: Artifact | None = None
+    expected_seconds: float | None = None
+    """What the same stage of the same recipe took last time, where that is known."""
+    expected_bytes: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "stage": self.id,
+            "status": self.status,
+            "why": self.why,
+            "key": self.key,
+            "digest": self.artifact.digest if self.artifact else None,
+            "expected_seconds": self.expected_seconds,
+            "expected_bytes": self.expected_bytes,
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `apply` would do now."""
+
+    recipe: Recipe
+    steps: tuple[Step, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema": 1,
+            "recipe": self.recipe.name,
+            "recipe_digest": self.recipe.digest,
+            "steps": [step.to_json() for step in self.steps],
+        }
+
+
+def plan(
+    recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str],
+    *,
+    work: Work | str | Path | None = None,
+    overrides: Sequence[str] = (),
+) -> Plan:
+    """Say for every stage whether it would run or be reused, and why. Fetches nothing and runs nothing."""
+    from optimize import tasks
+    from optimize.data import prepared
+    from optimize.source import resolve_model
+
+    recipe = as_recipe(recipe, overrides)
+    work = as_work(work)
+    task = tasks.get(recipe.model.task)
+    data = prepared(recipe.data, task, work, recipe.base)
+    steps: list[Step] = []
+    if data is None:
+        steps.append(_unknown(work.store, recipe, SOURCE, SOURCE, "the data is not prepared yet"))
+    else:
+        source = resolve_model(recipe.model, recipe.base)
+        spec = task.spec(recipe.data, data.info)
+        steps.append(decide_source(work.store, recipe, source, spec))
+    known = {SOURCE: steps[0].artifact}
+    for stage in recipe.stages:
+        missing = [name for name in ancestors(stage) if known[name] is None]
+        if data is None or missing:
+            why = f"after {missing[0]}" if missing else "the data is not prepared yet"
+            step = _unknown(work.store, recipe, stage.name, stage.id, why)
+        else:
+            step = decide(work.store, recipe, stage, {k: v for k, v in known.items() if v is not None}, data)
+        known[stage.name] = step.artifact
+        steps.append(step)
+    return Plan(recipe, tuple(steps))
+
+
+def decide_source(store: Store, recipe: Recipe, source: SourceModel, spec: Mapping[str, Any]) -> Step:
+    """The source model as an artifact: reused when the same files were taken for the same task before."""
+    inputs = {
+        "source": source.identity,
+        "task": dict(spec),
+        "trust_remote_code": recipe.model.trust_remote_code,
+    }
+    return _decide(store, recipe, SOURCE, SOURCE, inputs)
+
+
+def decide(store: Store, recipe: Recipe, stage: Stage, known: Mapping[str, Artifact], data: Data) -> Step:
+    """Whether a stage's result is there already. `known` holds the artifacts that it builds on or reads."""
+    return _decide(store, recipe, stage.name, stage.id, _key_inputs(stage, known, data))
+
+
+def ancestors(stage: Stage) -> tuple[str, ...]:
+    """Names of the stages whose artifacts a stage needs: its parent, then those its config names."""
+    return (stage.parent, *stage.reads)
+
+
+def resolve_config(config: Block) -> Block:
+    """Fill in what the machine decides (`device: auto`, `threads: null`), so that the key says what really happens."""
+    from optimize.evaluate.host import cpu_count, cuda_devices
+
+    open_fields = config.model_dump(include={"device", "threads"})
+    decided: dict[str, Any] = {}
+    if open_fields.get("device") == "auto":
+        decided["device"] = "cuda" if cuda_devices() else "cpu"
+    if open_fields.get("threads", 0) is None:
+        decided["threads"] = cpu_count()
+    return config.model_copy(update=decided)
+
+
+def _key_inputs(stage: Stage, known: Mapping[str, Artifact], data: Data) -> dict[str, Any]:
+    entry = stage.entry
+    return {
+        "parent": known[stage.parent].digest,
+        "stage": entry.id,
+        "backend": entry.backend,
+        "version": entry.load().VERSION,
+        "config": resolve_config(stage.config).model_dump(mode="json"),
+        "data": {split: data.digests[split] for split in entry.splits if split in data.digests},
+        "reads": {name: known[name].digest for name in stage.reads},
+        "libraries": _libraries(entry),
+    }
+
+
+def _libraries(entry: Entry) -> dict[str, str]:
+    """Major.minor versions: a patch release is taken to compute the same."""
+    from importlib.metadata import version
+
+    return {name: ".".join(version(name).split("+")[0].split(".")[:2]) for name in entry.libraries}
+
+
+def _decide(store: Store, recipe: Recipe, name: str, id: str, inputs: dict[str, Any]) -> Step:
+    key = digest_of(inputs)
+    artifact = store.get(key)
+    past = store.records_for(recipe.name, name)
+    if artifact is not None:
+        return Step(name, id, "CACHED", "reused", key, inputs, artifact, 0.0, artifact.size_bytes)
+    if store.record(key) is not None:
+        why = "its artifact was removed"
+    elif not past:
+        why = "never run"
+    else:
+        why = "; ".join(_differences(past[0]["inputs"], inputs)) or "never run"
+    seconds, size = _expected(past)
+    return Step(name, id, "RUN", why, key, inputs, None, seconds, size)
+
+
+def _unknown(store: Store, recipe: Recipe, name: str, id: str, why: str) -> Step:
+    seconds, size = _expected(store.records_for(recipe.name, name))
+    return Step(name, id, "RUN", why, expected_seconds=seconds, expected_bytes=size)
+
+
+def _expected(past: Sequence[Mapping[str, Any]]) -> tuple[float | None, int | None]:
+    return (past[0].get("seconds"), past[0].get("size_bytes")) if past else (None, None)
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Fields that differ, as `epochs: 1 -> 2`. Digests are too long to read: they only say that they changed."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        names = dict.fromkeys([*old, *new])
+        below = "" if path in ("", "config") else f"{path}."
+        return [
+            line
+            for name in names
+            if old.get(name) != new.get(name)
+            for line in _differences(old.get(name), new.get(name), name if not path else f"{below}{name}")
+        ]
+    if any(isinstance(value, str) and value.startswith("sha256:") for value in (old, new)):
+        return [f"{path} changed"]
+    return [f"{path}: {_shown(old)} -> {_shown(new)}"]
+
+
+def _shown(value: Any) -> str:
+    import json
+
+    return json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value
+
+
+def as_recipe(recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
+    from optimize.recipe import Recipe, load
+
+    return recipe if isinstance(recipe, Recipe) and not overrides else load(recipe, overrides)  # type: ignore[arg-type]
+
+
+def as_work(work: Work | str | Path | None) -> Work:
+    from optimize.work import Work
+
+    return work if isinstance(work, Work) else Work(work)

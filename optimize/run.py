@@ -1,0 +1,206 @@
+"""A finished run: `run.json` and what people do with it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimize.errors import RecipeError
+
+if TYPE_CHECKING:
+    from optimize.model import Model
+    from optimize.recipe import Recipe
+    from optimize.report.table import Table
+    from optimize.work import Work
+
+
+@dataclass(frozen=True)
+class Run:
+    """What `apply` and `compare` return."""
+
+    document: Mapping[str, Any]
+    """The contents of `run.json`."""
+    directory: Path
+    """The folder of `run.json` and its sidecars."""
+    work: Work
+
+    @property
+    def verdict(self) -> str | None:
+        """`pass`, `fail`, `inconclusive`, or None where no gate was asked."""
+        verdict: str | None = self.document["verdict"]
+        return verdict
+
+    @property
+    def exit_code(self) -> int:
+        """What the command line exits with."""
+        return int(self.document["exit_code"])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(artifact["name"] for artifact in self.document["artifacts"])
+
+    def __getitem__(self, name: str) -> Model:
+        """The artifact of the stage so named, ready to answer. Raises `KeyError`."""
+        from optimize.model import Model
+
+        for described in self.document["artifacts"]:
+            if described["name"] == name:
+                return Model(self.work.store.open(described["digest"]), name=name, scores=described["scores"])
+        raise KeyError(f"{name!r}; this run has {', '.join(self.names)}")
+
+    def table(self) -> Table:
+        """The table that a terminal shows; in a notebook it shows itself."""
+        from optimize.report.table import Table
+
+        return Table(self.document)
+
+    @property
+    def summary(self) -> str:
+        """One line: what was decided and why."""
+        from optimize.report.table import summary
+
+        return summary(self.document)
+
+    def __str__(self) -> str:
+        return f"{self.table()}\n{self.summary}"
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
+
+@dataclass
+class Clock:
+    """Where the wall time of a run went."""
+
+    began: float = field(default_factory=time.perf_counter)
+    spent: dict[str, float] = field(default_factory=lambda: {"sources": 0.0, "stages": 0.0, "scoring": 0.0})
+
+    @contextlib.contextmanager
+    def on(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.spent[part] += time.perf_counter() - start
+
+    def write(self, document: dict[str, Any]) -> None:
+        seconds = time.perf_counter() - self.began
+        parts = {**self.spent, "engine": seconds - sum(self.spent.values())}
+        document["seconds"] = round(seconds, 3)
+        document["seconds_by"] = {name: round(spent, 3) for name, spent in parts.items()}
+
+
+def new_document(recipe: Recipe) -> dict[str, Any]:
+    """A run.json before anything has happened."""
+    from optimize.evaluate.host import fingerprint
+
+    return {
+        "schema": 1,
+        "run": time.strftime("%Y%m%d-%H%M%S-", time.gmtime()) + secrets.token_hex(3),
+        "recipe": recipe.name,
+        "recipe_digest": recipe.digest,
+        "verdict": None,
+        "exit_code": 0,
+        "error": None,
+        "baseline": None,
+        "data": {},
+        "host": fingerprint(),
+        "seconds": 0.0,
+        "seconds_by": {},
+        "artifacts": [],
+        "comparisons": [],
+        "gates": [],
+        "measurement": {},
+        "sidecars": {},
+        "selected": None,
+        "promoted": None,
+    }
+
+
+@contextlib.contextmanager
+def recording(
+    work: Work, recipe: Recipe, document: dict[str, Any], sidecars: Mapping[str, Path], clock: Clock
+) -> Iterator[None]:
+    """While this lasts, `document` and `sidecars` fill up; at its end they are on disk, whatever happened."""
+    try:
+        yield
+    except BaseException as error:
+        document["error"] = _describe(error)
+        document["exit_code"] = getattr(error, "exit_code", 130 if isinstance(error, KeyboardInterrupt) else 4)
+        clock.write(document)
+        error.document = document  # type: ignore[attr-defined]  # `--json` prints what was reached
+        with contextlib.suppress(OSError):  # a full disk: the error itself matters more
+            _write(work, recipe, document, sidecars)
+        raise
+    clock.write(document)
+    _write(work, recipe, document, sidecars)
+
+
+def _describe(error: BaseException) -> dict[str, Any]:
+    return {
+        "type": type(error).__name__,
+        "message": getattr(error, "message", None) or str(error) or type(error).__name__,
+        "stage": getattr(error, "stage", None),
+        "location": getattr(error, "location", None),
+        "hint": getattr(error, "hint", None),
+    }
+
+
+def _write(work: Work, recipe: Recipe, document: dict[str, Any], sidecars: Mapping[str, Path]) -> None:
+    """Write a run's folder: sidecars and the recipe first, `run.json` last, so that a run that has one is whole."""
+    from optimize.artifact import sha256_file
+    from optimize.atomic import write_json
+
+    directory = work.runs / document["run"]
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, path in sidecars.items():
+        target = directory / f"{name}{path.suffix}"
+        shutil.copyfile(path, target)
+        document["sidecars"][name] = {"path": target.name, "digest": f"sha256:{sha256_file(target)}"}
+    write_json(directory / "recipe.json", {"base": str(recipe.base), "recipe": recipe.document()})
+    write_json(directory / "run.json", document)
+
+
+def run_documents(work: Work) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Every whole run of a work folder with its folder, the newest first."""
+    for path in sorted(work.runs.glob("*/run.json"), reverse=True):
+        with contextlib.suppress(OSError, ValueError):
+            yield path.parent, json.loads(path.read_text(encoding="utf-8"))
+
+
+def newest_digests(work: Work) -> set[str]:
+    """Every artifact that the newest run of each recipe made, reused or started from."""
+    newest: dict[str, dict[str, Any]] = {}
+    for _, document in run_documents(work):
+        newest.setdefault(document["recipe"], document)
+    listed = [artifact for document in newest.values() for artifact in document["artifacts"]]
+    return {artifact[name] for artifact in listed for name in ("digest", "parent") if artifact[name]}
+
+
+def find_run(work: Work, reference: str) -> tuple[Path, dict[str, Any]]:
+    """A run by its id, `latest`, or the path of a `run.json` or its folder. Raises `RecipeError` if there is none."""
+    for folder, document in run_documents(work):
+        if reference in ("latest", document["run"]):
+            return folder, document
+    path = Path(reference) / "run.json" if Path(reference).is_dir() else Path(reference)
+    try:
+        return path.parent, json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise RecipeError(
+            f"there is no run {reference!r}", location=str(work.runs), hint="`latest`, or the id that `apply` printed"
+        ) from None
+
+
+def recipe_of(folder: Path) -> Recipe:
+    """The recipe that a run was made from."""
+    from optimize.recipe import load
+
+    stored = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+    return load(stored["recipe"], env=False, base=Path(stored["base"]))

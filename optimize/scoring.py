@@ -1,0 +1,126 @@
+"""From artifacts to the scores, comparisons and gate results of a `run.json`; `apply` and `compare` share it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimize import runtimes, tasks
+from optimize.recipe import SOURCE
+
+if TYPE_CHECKING:
+    from optimize.artifact import Artifact
+    from optimize.data import Data
+    from optimize.evaluate import Evaluation
+    from optimize.evaluate.types import GateResult
+    from optimize.progress import Progress
+    from optimize.recipe import Recipe
+    from optimize.work import Work
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An artifact to be scored, and how it came to be here."""
+
+    artifact: Artifact
+    stage: str
+    """What made it, such as `quantize.int8`."""
+    parent: str | None = None
+    """The name of the subject it was made from."""
+    key: str | None = None
+    cached: bool = False
+    seconds: float = 0.0
+
+
+def score(
+    recipe: Recipe,
+    subjects: Mapping[str, Subject],
+    *,
+    baseline: str,
+    leaves: Sequence[str],
+    data: Data,
+    work: Work,
+    progress: Progress,
+    remeasure: bool,
+    document: dict[str, Any],
+    sidecars: dict[str, Path],
+) -> tuple[Evaluation, list[GateResult]]:
+    """Measure the subjects, judge the recipe's gates on the leaves, and write both into `document`."""
+    from optimize.evaluate import evaluate
+    from optimize.evaluate.gates import judge
+
+    evaluation = evaluate(
+        {name: subject.artifact for name, subject in subjects.items()},
+        parents={name: one.parent for name, one in subjects.items() if one.parent and one.parent in subjects},
+        baseline=baseline,
+        pairs=gated_pairs(recipe, leaves, baseline),
+        task=tasks.get(recipe.model.task),
+        data=data,
+        settings=recipe.evaluate,
+        work=work,
+        progress=progress,
+        remeasure=remeasure,
+    )
+    document["measurement"] = evaluation.measurement
+    document["baseline"] = subjects[baseline].artifact.digest
+    sidecars.update(evaluation.sidecars)
+    for described in document["artifacts"]:
+        described["scores"] = evaluation.scores[described["name"]]
+    select = recipe.promote.select if recipe.promote else None
+    results = judge(recipe.gates, evaluation, leaves=leaves, baseline=baseline, select=select)
+    document["comparisons"] = _describe_comparisons(evaluation, subjects, baseline, results)
+    document["gates"] = [result.to_json() for result in results]
+    return evaluation, results
+
+
+def gated_pairs(recipe: Recipe, leaves: Sequence[str], baseline: str) -> list[tuple[str, str]]:
+    """(judged, compared with), for every gate."""
+    pairs = []
+    for gate in recipe.gates:
+        judged = leaves if gate.on is None else [gate.on] if isinstance(gate.on, str) else list(gate.on)
+        pairs += [(name, gate.over or baseline) for name in judged]
+    return list(dict.fromkeys(pair for pair in pairs if pair[0] != pair[1]))
+
+
+def describe_artifacts(subjects: Mapping[str, Subject], source: Artifact) -> list[dict[str, Any]]:
+    """`artifacts` of run.json, without scores yet. Bits per weight are over the parameters of `source`."""
+    parameters = runtimes.get(source.format).parameters(source.path)
+    digests = {SOURCE: source.digest, **{name: subject.artifact.digest for name, subject in subjects.items()}}
+    return [
+        {
+            "digest": digests[name],
+            "key": subject.key,
+            "name": name,
+            "stage": subject.stage,
+            "parent": digests.get(subject.parent or ""),
+            "format": subject.artifact.format,
+            "path": str(subject.artifact.path),
+            "cached": subject.cached,
+            "seconds": round(subject.seconds, 3),
+            "size_bytes": subject.artifact.size_bytes,
+            "bits_per_weight": round(8 * subject.artifact.size_bytes / parameters, 3),
+            "scores": {},
+        }
+        for name, subject in subjects.items()
+    ]
+
+
+def describe_data(data: Data) -> dict[str, Any]:
+    """`data` of run.json."""
+    return {split: {"digest": digest, "rows": data.num_rows[split]} for split, digest in data.digests.items()}
+
+
+def _describe_comparisons(
+    evaluation: Evaluation, subjects: Mapping[str, Subject], baseline: str, results: Sequence[GateResult]
+) -> list[dict[str, Any]]:
+    """Everything over the baseline, then the pairs that only gates asked for."""
+    wanted = [(name, baseline, metric) for name in subjects for metric in evaluation.metrics]
+    wanted += [(result.artifact, result.over, result.metric) for result in results if result.over]
+    return [
+        comparison.to_json()
+        for name, over, metric in dict.fromkeys(wanted)
+        if name != over
+        for comparison in evaluation.compare(name, over, metric)
+    ]

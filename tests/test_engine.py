@@ -1,0 +1,176 @@
+"""The whole way on a pico model: build, score, gate, promote; and again, reusing all of it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import optimize
+from optimize.errors import RecipeError, StageError
+from optimize.work import Work
+
+
+@pytest.fixture(scope="module")
+def module_work(tmp_path_factory: pytest.TempPathFactory) -> Work:
+    return Work(tmp_path_factory.mktemp("engine") / "work")
+
+
+@pytest.fixture
+def quick(pico_recipe: dict[str, Any]) -> dict[str, Any]:
+    """Builds and scores answers, but spends no time on clocks."""
+    return {**pico_recipe, "evaluate": {"latency": None, "peak_memory": False}}
+
+
+def test_a_recipe_ends_in_a_promoted_artifact_and_runs_only_once(
+    pico_recipe: dict[str, Any], module_work: Work
+) -> None:
+    recipe = {**pico_recipe, "promote": {"alias": "production"}}
+    run = optimize.apply(recipe, work=module_work)
+    assert run.verdict == "pass"
+    assert run.exit_code == 0
+    assert run.names == ("finetune", "onnx", "int8")
+    assert not any(artifact["cached"] for artifact in run.document["artifacts"])
+    assert json.loads((run.directory / "run.json").read_text()) == run.document
+    finetune, onnx, int8 = run.document["artifacts"]
+    assert int8["size_bytes"] < onnx["size_bytes"]
+    assert 0.5 < finetune["scores"]["accuracy"]["value"] <= 1
+    assert onnx["scores"]["fidelity"]["parent"]["flips"] == 0
+    assert run.document["promoted"]["digest"] == int8["digest"]
+
+    again = optimize.apply(copy.deepcopy(recipe), work=module_work)
+    assert all(artifact["cached"] for artifact in again.document["artifacts"])
+    assert again.document["promoted"] == run.document["promoted"]
+    assert [artifact["scores"] for artifact in again.document["artifacts"]] == [
+        artifact["scores"] for artifact in run.document["artifacts"]
+    ]
+
+    answers = run["int8"].predict(["a great film", "a dull story"])
+    assert [set(answer) for answer in answers] == [{"label", "score"}] * 2
+    loaded = optimize.load("pico-sentiment@production", work=module_work)
+    assert loaded.predict(["a great film"]) == answers[:1]
+    assert not module_work.store.verify_all()
+
+
+def test_plan_and_apply_agree(quick: dict[str, Any], work: Work) -> None:
+    def planned() -> dict[str, str]:
+        return {step.name: step.status for step in optimize.plan(quick, work=work).steps}
+
+    def applied() -> dict[str, str]:
+        run = optimize.apply(quick, work=work)
+        return {a["name"]: "CACHED" if a["cached"] else "RUN" for a in run.document["artifacts"]}
+
+    assert set(planned().values()) == {"RUN"}
+    assert set(applied().values()) == {"RUN"}
+    assert planned() == {"source": "CACHED", **applied()}
+    quick["stages"][2]["per_channel"] = False
+    changed = planned()
+    assert changed == {"source": "CACHED", "finetune": "CACHED", "onnx": "CACHED", "int8": "RUN"}
+    why = optimize.plan(quick, work=work).steps[-1].why
+    assert why == "per_channel: true -> false"
+    assert changed == {"source": "CACHED", **applied()}
+
+
+def test_a_comment_or_an_indent_never_runs_anything_again(quick: dict[str, Any], work: Work, tmp_path: Path) -> None:
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    first.write_text(json.dumps(quick))
+    second.write_text("# another look\n" + json.dumps(quick, indent=3))
+    one, two = (optimize.apply(path, work=work) for path in (first, second))
+    assert one.document["recipe_digest"] == two.document["recipe_digest"]
+    assert all(artifact["cached"] for artifact in two.document["artifacts"])
+
+
+def test_two_clean_work_folders_give_the_same_digests(quick: dict[str, Any], tmp_path: Path) -> None:
+    runs = [optimize.apply(quick, work=tmp_path / place / "work") for place in ("here", "over/there")]
+    one, two = ([artifact["digest"] for artifact in run.document["artifacts"]] for run in runs)
+    assert one == two
+
+
+def test_evaluation_rows_reach_no_stage(quick: dict[str, Any], work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Poison: a stage that asks for them is refused, and the refusal is an error of that stage."""
+    from optimize.quantize import int8_onnxruntime
+
+    def peek(artifact: Any, config: Any, context: Any) -> Any:
+        return context.data.rows("evaluation")
+
+    monkeypatch.setattr(int8_onnxruntime, "run", peek)
+    with pytest.raises(StageError, match="evaluation") as caught:
+        optimize.apply(quick, work=work)
+    assert caught.value.stage == "int8"
+    (run,) = work.runs.iterdir()
+    document = json.loads((run / "run.json").read_text())
+    assert document["error"]["stage"] == "int8"
+    assert [artifact["name"] for artifact in document["artifacts"]] == ["finetune", "onnx"]
+
+
+def test_a_failing_gate_promotes_nothing(quick: dict[str, Any], work: Work) -> None:
+    quick["gates"] = [{"metric": "size", "max_ratio": 0.01}]
+    quick["promote"] = {"alias": "production"}
+    run = optimize.apply(quick, work=work)
+    assert (run.verdict, run.exit_code, run.document["promoted"]) == ("fail", 1, None)
+    assert "int8" in run.summary
+    assert not work.registry.list()
+
+
+def test_a_failure_is_never_stored(quick: dict[str, Any], work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    from optimize.export import onnx
+
+    whole = onnx.run
+
+    def broken(artifact: Any, config: Any, context: Any) -> Any:
+        (context.directory / "half.onnx").write_bytes(b"half")
+        raise RuntimeError("the exporter fell over")
+
+    monkeypatch.setattr(onnx, "run", broken)
+    with pytest.raises(StageError, match="the exporter fell over"):
+        optimize.apply(quick, work=work)
+    assert not work.store.verify_all()
+    assert not list(work.store.root.rglob("half.onnx"))
+    monkeypatch.setattr(onnx, "run", whole)
+    run = optimize.apply(quick, work=work)
+    assert [artifact["cached"] for artifact in run.document["artifacts"]] == [True, False, False]
+
+
+def test_a_flipped_byte_is_refused_and_named(quick: dict[str, Any], work: Work) -> None:
+    run = optimize.apply(quick, work=work)
+    target = Path(run.document["artifacts"][1]["path"]) / "model.onnx"
+    target.chmod(0o644)
+    damaged = bytearray(target.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    target.write_bytes(damaged)
+    assert [problem for problem in work.store.verify_all() if "model.onnx" in str(problem)]
+    with pytest.raises(optimize.StoreError, match=r"model\.onnx"):
+        optimize.apply(quick, work=work)
+    with pytest.raises(optimize.StoreError, match=r"model\.onnx"):
+        optimize.load(run.document["artifacts"][1]["digest"], work=work)
+
+
+def test_a_fresh_head_is_no_baseline(quick: dict[str, Any], work: Work, pico_model: Path, tmp_path: Path) -> None:
+    import shutil
+
+    headless = tmp_path / "headless"
+    shutil.copytree(pico_model, headless)
+    config = json.loads((headless / "config.json").read_text())
+    config["architectures"] = ["BertModel"]
+    (headless / "config.json").write_text(json.dumps(config))
+    quick["model"]["source"] = str(headless)
+    quick.pop("baseline")
+    with pytest.raises(RecipeError, match="baseline"):
+        optimize.apply(quick, work=work)
+    quick["stages"] = [{"export": "onnx"}]
+    with pytest.raises(RecipeError, match="head") as caught:
+        optimize.apply(quick, work=work)
+    assert "finetune" in str(caught.value)
+
+
+def test_a_chain_forks(quick: dict[str, Any], work: Work) -> None:
+    quick["stages"].append({"quantize": "int8", "name": "per-tensor", "from": "onnx", "per_channel": False})
+    quick["promote"] = {"alias": "production", "select": "accuracy"}
+    quick["gates"] = [{"metric": "size", "max_ratio": 1.5}]
+    run = optimize.apply(quick, work=work)
+    assert run.names == ("finetune", "onnx", "int8", "per-tensor")
+    assert {gate["artifact"] for gate in run.document["gates"]} == {"int8", "per-tensor"}
+    assert run.document["promoted"]["digest"] in {a["digest"] for a in run.document["artifacts"][2:]}

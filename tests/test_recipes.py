@@ -1,0 +1,46 @@
+"""Every recipe that users copy runs here, on its real model and data, shrunk through `--set`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import optimize
+from optimize.work import Work
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+SHRUNK: dict[str, list[str]] = {
+    "quickstart": [
+        "data.max_rows=400",
+        "evaluate.latency.batch_sizes=[1]",
+        "evaluate.latency.sequence_length=32",
+        "evaluate.latency.half_width=1.0",
+        "evaluate.latency.budget_seconds=60",
+    ],
+}
+"""What makes each recipe small. The only place where recipes are shrunk."""
+
+
+def test_every_recipe_is_run() -> None:
+    assert {path.stem for path in RECIPES.glob("*.yaml")} == set(SHRUNK)
+
+
+@pytest.mark.assets
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", sorted(SHRUNK))
+def test_recipe_runs(name: str, work: Work) -> None:
+    run = optimize.apply(RECIPES / f"{name}.yaml", work=work, overrides=SHRUNK[name])
+    assert run.document["error"] is None
+    assert run.verdict in ("pass", "fail", "inconclusive")
+    assert run.document["gates"]
+    for artifact in run.document["artifacts"]:
+        assert artifact["scores"]["latency"]
+        assert artifact["scores"]["peak_memory_bytes"] > artifact["size_bytes"] / 10
+    again = optimize.apply(RECIPES / f"{name}.yaml", work=work, overrides=SHRUNK[name])
+    assert all(artifact["cached"] for artifact in again.document["artifacts"])
+    assert again.document["gates"] == run.document["gates"]
+    assert json.loads((again.directory / "run.json").read_text())["verdict"] == again.verdict
