@@ -1,0 +1,23 @@
+# Short names for what CONTRIBUTING.md describes.
+BIN := .venv/bin/
+
+.PHONY: quickstart test lint recipes
+
+quickstart: .venv
+	$(BIN)optimize apply recipes/quickstart.yaml
+
+test: .venv
+	$(BIN)pytest
+
+lint: .venv
+	$(BIN)ruff check
+	$(BIN)ruff format --check
+	$(BIN)mypy
+
+recipes: .venv  # every recipe, unshrunk; stops at the first that does not pass
+	set -e; for recipe in recipes/*.yaml; do $(BIN)optimize apply "$$recipe"; done
+
+.venv: pyproject.toml
+	python3 -m venv .venv
+	.venv/bin/pip install --quiet -e ".[test]"
+	touch .venv

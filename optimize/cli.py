@@ -1,0 +1,314 @@
+"""The command `optimize`: one thin function for each verb.
+
+Nothing heavy is imported at the top, so that `optimize --help` answers at once. A verb returns its exit code (None is
+0); what goes wrong in one becomes a message or a JSON document, and an exit code, in `Verb`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from optimize.commands import keeping
+from optimize.commands.options import Json, RecipeFile, Remeasure, Sets, Style, UsageError, Verb, WorkFolder, group
+from optimize.commands.reporting import (
+    INTERRUPTED,
+    UNEXPECTED,
+    OutputFormat,
+    emit,
+    note,
+    relative,
+    say,
+    show,
+    stdout_for_the_result,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from optimize.recipe import Recipe
+    from optimize.registry import Version
+    from optimize.run import Run
+
+app = group("Makes trained models smaller and faster, and proves it.")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from optimize import __version__
+
+        print(f"optimize {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and what the libraries warn of.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    if not debug:
+        _quiet_libraries()
+
+
+def _quiet_libraries() -> None:
+    """Bars and advice of the libraries below would tear the view of the stages apart. What is set already stays."""
+    import warnings
+
+    warnings.simplefilter("ignore")
+    for name, value in {
+        "PYTHONWARNINGS": "ignore",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+@app.command(cls=Verb)
+def init(
+    file: Annotated[Path, typer.Argument(metavar="[FILE]", help="The recipe to write.")] = Path("recipe.yaml"),
+    from_: Annotated[str | None, typer.Option("--from", metavar="NAME", help="Copy a recipe that comes along.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="A model folder, hub id or wheel:// source.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="A CSV, TSV, JSON lines, Parquet or Arrow file.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a first recipe: a copy (--from quickstart), or one for a --model and --data of yours."""
+    from optimize.commands.init import init
+
+    written = init(file, copy_of=from_, model=model, data=data, force=force)
+    if as_json:
+        emit(written.to_json())
+        return
+    for guess in written.guesses:
+        note(guess)
+    say(f"Wrote {relative(written.file)}. Next: optimize apply {relative(written.file)}")
+
+
+@app.command(cls=Verb)
+def validate(
+    recipe: RecipeFile, sets: Sets = None, output_format: Style = OutputFormat.full, as_json: Json = False
+) -> None:
+    """Check a recipe without running it: every mistake at once, each with its place and what to try."""
+    loaded = _load(recipe, sets)
+    if as_json or output_format is OutputFormat.json:
+        emit({"schema": 1, "error": None, "digest": loaded.digest, "recipe": loaded.document()})
+    else:
+        note(f"{relative(recipe.absolute())} is valid: {loaded.name}, {' -> '.join(one.id for one in loaded.stages)}")
+
+
+@app.command(cls=Verb)
+def plan(
+    recipe: RecipeFile,
+    sets: Sets = None,
+    output_format: Style = OutputFormat.full,
+    work: WorkFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Say which stages would run, which are reused, and why."""
+    from optimize.planning import plan
+
+    loaded = _load(recipe, sets)
+    with stdout_for_the_result():
+        planned = plan(loaded)
+    if as_json or output_format is OutputFormat.json:
+        emit(planned.to_json())
+        return
+    from optimize.terminal import plan_table
+
+    show(plan_table(planned))
+
+
+@app.command(cls=Verb)
+def apply(
+    recipe: RecipeFile,
+    sets: Sets = None,
+    remeasure: Remeasure = False,
+    promote: Annotated[bool, typer.Option("--promote/--no-promote", help="Promote what passes.")] = True,
+    output_format: Style = OutputFormat.full,
+    work: WorkFolder = None,
+    as_json: Json = False,
+) -> int:
+    """Run the stages, score and compare the artifacts, judge the gates, promote what passes."""
+    from optimize.engine import apply
+    from optimize.progress_view import listening
+
+    loaded = _load(recipe, sets)
+    with stdout_for_the_result(), listening() as progress:
+        run = apply(loaded, progress=progress, remeasure=remeasure, promote=promote)
+    return _conclude(run, as_json or output_format is OutputFormat.json)
+
+
+@app.command(cls=Verb)
+def compare(
+    candidate: Annotated[str, typer.Argument(metavar="CANDIDATE", help="A digest, a folder or NAME@ALIAS.")],
+    over: Annotated[str, typer.Argument(metavar="OVER", help="What it is held against: the same.")],
+    gates: Annotated[Path | None, typer.Option("--gates", help="A YAML file of gates to judge CANDIDATE by.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", help="Whose rows and settings to use; the newest run's by default.")
+    ] = None,
+    remeasure: Remeasure = False,
+    work: WorkFolder = None,
+    as_json: Json = False,
+) -> int:
+    """Measure one artifact against another, with the statistics of `apply`."""
+    from optimize.comparison import compare
+    from optimize.progress_view import listening
+
+    with stdout_for_the_result(), listening() as progress:
+        run = compare(candidate, over, recipe=recipe, gates=gates, progress=progress, remeasure=remeasure)
+    return _conclude(run, as_json)
+
+
+@app.command(cls=Verb)
+def promote(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's id, its run.json, or `latest`.")],
+    alias: Annotated[str, typer.Option("--alias", help="The name that will point at it, such as production.")],
+    artifact: Annotated[str | None, typer.Option("--artifact", help="Which artifact of the run.")] = None,
+    waive: Annotated[
+        str | None, typer.Option("--waive", metavar="REASON", help="Do without a passing verdict.")
+    ] = None,
+    expires: Annotated[str | None, typer.Option("--expires", metavar="DATE", help="When the waiver ends.")] = None,
+    work: WorkFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Point an alias at an artifact that passed its gates."""
+    from optimize.promotion import promote
+
+    _say_version(promote(run, alias=alias, artifact=artifact, waive=waive, expires=expires), alias, as_json)
+
+
+@app.command(cls=Verb)
+def rollback(
+    reference: Annotated[str, typer.Argument(metavar="NAME@ALIAS", help="Such as minilm-sentiment@production.")],
+    to: Annotated[int | None, typer.Option("--to", metavar="VERSION", help="By default the one before.")] = None,
+    work: WorkFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Point an alias back at an earlier version."""
+    from optimize.work import Work
+
+    name, alias = _split(reference)
+    _say_version(Work().registry.rollback(name, alias, to=to), alias, as_json)
+
+
+@app.command(cls=Verb)
+def get(
+    reference: Annotated[str, typer.Argument(metavar="NAME@ALIAS", help="Or NAME@VERSION.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that does not exist yet.")],
+    work: WorkFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Copy a promoted model, checked file by file, to a folder that serves without this tool."""
+    from optimize.model import find_artifact
+
+    _split(reference)
+    artifact = find_artifact(reference)
+    path = artifact.export_to(folder)
+    if as_json:
+        emit({"schema": 1, "digest": artifact.digest, "format": artifact.format, "path": str(path)})
+    else:
+        say(f"{reference} ({artifact.format}) is in {relative(path)}")
+
+
+app.add_typer(keeping.registry, name="registry")
+app.add_typer(keeping.store, name="store")
+
+
+@app.command(cls=Verb)
+def stages(
+    stage: Annotated[str | None, typer.Argument(metavar="[STAGE]", help="Explain one, such as quantize.int8.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the stages there are, or explain one: fields, defaults, source, example."""
+    from optimize.commands.stages import explain, explanation, listing, table
+
+    described = explain(stage) if stage else listing()
+    if as_json:
+        emit({"schema": 1, "stages": described})
+    else:
+        show(explanation(described) if stage else table(described))
+
+
+@app.command(cls=Verb)
+def schema() -> None:
+    """Print the JSON Schema of recipes, for completion and checks in an editor."""
+    from optimize.recipe import json_schema
+
+    emit(json_schema())
+
+
+@app.command(cls=Verb)
+def doctor(work: WorkFolder = None, as_json: Json = False) -> int:
+    """Say what is installed, what is missing and how to add it, and what this machine is good at."""
+    from optimize.commands.doctor import examine, page
+    from optimize.work import Work
+
+    examined = examine(Work().root)
+    if as_json:
+        emit(examined)
+    else:
+        show(page(examined))
+    return 0 if examined["healthy"] else UNEXPECTED
+
+
+def _load(file: Path, overrides: Sequence[str] | None) -> Recipe:
+    from optimize.recipe import load
+
+    return load(file, overrides or ())
+
+
+def _split(reference: str) -> tuple[str, str]:
+    name, at, alias = reference.partition("@")
+    if not (name and at and alias):
+        raise typer.BadParameter(f"{reference!r} is no NAME@ALIAS, such as minilm-sentiment@production")
+    return name, alias
+
+
+def _conclude(run: Run, as_json: bool) -> int:
+    """The table and the one line that says what was decided and why."""
+    if as_json:
+        emit(run.document)
+    else:
+        from optimize.terminal import result_table
+
+        show(result_table(run.document))
+        show(f"\n{run.summary}")
+    return run.exit_code
+
+
+def _say_version(version: Version, alias: str, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    if as_json:
+        emit({"schema": 1, **asdict(version)})
+    else:
+        say(f"{version.name}@{alias} is version {version.version}, {version.digest}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command line and exit with its code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        # A name in a recipe must not end a run because a terminal can't show it.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    code: Any
+    try:
+        code = app(arguments, prog_name="optimize", standalone_mode=False)
+    except UsageError as error:
+        if "--json" in arguments:
+            message = error.format_message()
+            emit({"schema": 1, "error": {"type": "UsageError", "message": message, "stage": None, "location": None}})
+        error.show()
+        code = 2
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    sys.exit(code)
