@@ -20,11 +20,10 @@ from optimize.planning import Step, ancestors, as_recipe, as_work, decide, decid
 from optimize.progress import Progress
 from optimize.recipe import SOURCE, Recipe, Stage
 from optimize.run import Clock, Run, new_document, recording
-from optimize.scoring import Subject, describe_artifacts, describe_data, gated_pairs, score
+from optimize.scoring import Subject, confirm, describe_artifacts, describe_data, gated_pairs, score
 
 if TYPE_CHECKING:
     from optimize.data import Data
-    from optimize.evaluate import Evaluation
     from optimize.evaluate.types import GateResult
     from optimize.source import SourceModel
     from optimize.store import Store
@@ -72,10 +71,11 @@ def _carry_out(
 ) -> None:
     """Fill in `document` (a run.json) as the work goes on, so that an error leaves what was reached."""
     from optimize.data import prepare
+    from optimize.evaluate.gates import exit_code_of, select_leaf, verdict_of
 
     task = tasks.get(recipe.model.task)
     leaves = [stage.name for stage in recipe.leaves]
-    compared = {recipe.baseline, *itertools.chain(*gated_pairs(recipe, leaves, recipe.baseline))}
+    compared = {recipe.baseline, *itertools.chain(*gated_pairs(recipe.gates, leaves, recipe.baseline))}
     with clock.on("sources"):
         data = prepare(recipe.data, task, work, recipe.base)
         document["data"] = describe_data(data)
@@ -101,10 +101,32 @@ def _carry_out(
             document=document,
             sidecars=sidecars,
         )
-    _conclude(recipe, work, built, evaluation, results, leaves, document, promote=promote)
+        chosen = leaves[0] if len(leaves) == 1 else None
+        if recipe.promote and recipe.promote.select and len(leaves) > 1:
+            chosen = select_leaf(recipe.promote.select, evaluation, results, leaves)
+            if chosen:
+                results = confirm(recipe, subjects, chosen, data=data, work=work, progress=progress, document=document)
+    document["verdict"] = verdict_of(results)
+    document["exit_code"] = exit_code_of(results)
+    if chosen:
+        document["selected"] = built[chosen].artifact.digest
+        if promote and recipe.promote and document["verdict"] == "pass":
+            _promote(recipe, recipe.promote.alias, built[chosen].artifact, work, results, document)
 
 
-# --- building ---------------------------------------------------------------------------------------------------------
+def _promote(
+    recipe: Recipe, alias: str, artifact: Artifact, work: Work, results: Sequence[GateResult], document: dict[str, Any]
+) -> None:
+    version = work.registry.promote(
+        recipe.name,
+        alias,
+        artifact.digest,
+        verdict=document["verdict"],
+        run=document["run"],
+        recipe_digest=recipe.digest,
+        gates=[result.to_json() for result in results],
+    )
+    document["promoted"] = {"alias": alias, "version": version.version, "digest": version.digest}
 
 
 def _take_source(recipe: Recipe, store: Store, task: Task, data: Data, progress: Progress) -> Subject:
@@ -229,42 +251,3 @@ def _refuse_fresh_head(recipe: Recipe, compared: Collection[str]) -> None:
             f"the source model has no trained head for {recipe.model.task}, so it is no baseline",
             hint=f"name a trained stage, such as `baseline: {recipe.stages[0].name}`",
         )
-
-
-# --- scoring and deciding ---------------------------------------------------------------------------------------------
-
-
-def _conclude(
-    recipe: Recipe,
-    work: Work,
-    built: Mapping[str, Subject],
-    evaluation: Evaluation,
-    results: Sequence[GateResult],
-    leaves: Sequence[str],
-    document: dict[str, Any],
-    *,
-    promote: bool,
-) -> None:
-    """Set the verdict, and promote the leaf that passed. With `select`, the verdict is that of the leaf it picks."""
-    from optimize.evaluate.gates import exit_code_of, select_leaf, verdict_of
-
-    wish = recipe.promote
-    chosen = leaves[0] if len(leaves) == 1 else None
-    if wish and wish.select and len(leaves) > 1:
-        chosen = select_leaf(wish.select, evaluation, results, leaves)
-        if chosen is not None:
-            results = [result for result in results if result.artifact == chosen]
-    document["verdict"] = verdict = verdict_of(results)
-    document["exit_code"] = exit_code_of(results)
-    document["selected"] = built[chosen].artifact.digest if chosen else None
-    if not (wish and promote and chosen and verdict == "pass"):
-        return
-    version = work.registry.promote(
-        recipe.name,
-        wish.alias,
-        built[chosen].artifact.digest,
-        verdict=verdict,
-        run=document["run"],
-        recipe_digest=recipe.digest,
-    )
-    document["promoted"] = {"alias": wish.alias, "version": version.version, "digest": version.digest}

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from optimize.evaluate import Evaluation
     from optimize.evaluate.types import GateResult
     from optimize.progress import Progress
-    from optimize.recipe import Recipe
+    from optimize.recipe import Gate, Recipe
     from optimize.work import Work
 
 
@@ -55,7 +55,7 @@ def score(
         {name: subject.artifact for name, subject in subjects.items()},
         parents={name: one.parent for name, one in subjects.items() if one.parent and one.parent in subjects},
         baseline=baseline,
-        pairs=gated_pairs(recipe, leaves, baseline),
+        pairs=gated_pairs(recipe.gates, leaves, baseline),
         task=tasks.get(recipe.model.task),
         data=data,
         settings=recipe.evaluate,
@@ -75,10 +75,54 @@ def score(
     return evaluation, results
 
 
-def gated_pairs(recipe: Recipe, leaves: Sequence[str], baseline: str) -> list[tuple[str, str]]:
+def confirm(
+    recipe: Recipe,
+    subjects: Mapping[str, Subject],
+    chosen: str,
+    *,
+    data: Data,
+    work: Work,
+    progress: Progress,
+    document: dict[str, Any],
+) -> list[GateResult]:
+    """Measure the leaf that a selection picked once more, apart from the times it was picked for, and judge it alone.
+
+    The best of several is partly the luckiest of several; this time there is nothing to pick.
+    """
+    from optimize.evaluate import evaluate
+    from optimize.evaluate.gates import judge
+
+    gates = [gate.model_copy(update={"on": chosen}) for gate in recipe.gates if _judges(gate, chosen)]
+    needed = {chosen, recipe.baseline, *(gate.over for gate in gates if gate.over)}
+    evaluation = evaluate(
+        {name: subject.artifact for name, subject in subjects.items() if name in needed},
+        parents={},
+        baseline=recipe.baseline,
+        pairs=gated_pairs(gates, [chosen], recipe.baseline),
+        task=tasks.get(recipe.model.task),
+        data=data,
+        settings=recipe.evaluate.model_copy(update={"fidelity": False}),
+        work=work,
+        progress=progress,
+        again=True,
+    )
+    results = judge(gates, evaluation, leaves=[chosen], baseline=recipe.baseline)
+    document["confirmation"] = {
+        "artifact": chosen,
+        "measurement": evaluation.measurement,
+        "gates": [result.to_json() for result in results],
+    }
+    return results
+
+
+def _judges(gate: Gate, name: str) -> bool:
+    return gate.on is None or name == gate.on or (not isinstance(gate.on, str) and name in gate.on)
+
+
+def gated_pairs(gates: Sequence[Gate], leaves: Sequence[str], baseline: str) -> list[tuple[str, str]]:
     """(judged, compared with), for every gate."""
     pairs = []
-    for gate in recipe.gates:
+    for gate in gates:
         judged = leaves if gate.on is None else [gate.on] if isinstance(gate.on, str) else list(gate.on)
         pairs += [(name, gate.over or baseline) for name in judged]
     return list(dict.fromkeys(pair for pair in pairs if pair[0] != pair[1]))

@@ -32,12 +32,14 @@ def evaluate(
     progress: Progress,
     pairs: Sequence[tuple[str, str]] = (),
     remeasure: bool = False,
+    again: bool = False,
 ) -> Evaluation:
     """Score artifacts by name, or take what was measured before of the same files, rows, settings and host.
 
     `parents` and `baseline` say what each is held against; `pairs` are further (candidate, over) that gates compare.
-    `remeasure` adds rounds of latency and memory to the stored ones. Raises `EvaluationError`, naming the artifact,
-    where one can't be measured.
+    `remeasure` adds rounds of latency and memory to the stored ones. `again` takes none that were measured without it:
+    what was picked for its times has to show them once more. Raises `EvaluationError`, naming the artifact, where one
+    can't be measured.
     """
     began = time.perf_counter()
     progress.start("scores", ", ".join(subjects))
@@ -52,6 +54,7 @@ def evaluate(
             work=work,
             progress=progress,
             pairs=pairs,
+            again=again,
         )
         evaluation.measure(remeasure=remeasure)
     except BaseException:

@@ -57,6 +57,7 @@ class Evaluation:
         work: Work,
         progress: Progress,
         pairs: Sequence[tuple[str, str]],
+        again: bool,
     ) -> None:
         self.subjects = dict(subjects)
         self.parents = dict(parents)
@@ -82,6 +83,7 @@ class Evaluation:
         }
         self._slots = slots_of(self.subjects)
         self._pairs = [(name, baseline) for name in subjects if name != baseline] + list(pairs)
+        self._again = again
         self._measured: Measured | None = None
 
     @property
@@ -109,6 +111,7 @@ class Evaluation:
                 scores=self._store,
                 progress=self.progress,
                 remeasure=remeasure,
+                again=self._again,
             )
             self.measurement = measured.summary["measurement"]
             self.sidecars["latency"] = measured.path

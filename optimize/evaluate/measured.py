@@ -86,11 +86,15 @@ def measure_processes(
     scores: Scores,
     progress: Progress,
     remeasure: bool,
+    again: bool,
 ) -> Measured:
-    """Timings of at least these artifacts. With `remeasure`, more rounds are added to those that are there."""
+    """Timings of at least these artifacts. With `remeasure`, more rounds are added to those that are there.
+
+    With `again`, they are apart from those that were taken without it.
+    """
     slots = slots_of(subjects)
     # A measurement of more artifacts serves for fewer, unless the baseline, and with it the control, is another.
-    folder = _folder(settings, outputs, scores, slots[baseline])
+    folder = _folder(settings, outputs, scores, slots[baseline], again)
     stored = max(
         (one for one in _stored(folder, scores) if {*slots.values()} <= {*one.timings.slots}),
         key=lambda one: len(one.timings.kept),
@@ -133,10 +137,11 @@ def measure_processes(
     return Measured(path, scores)
 
 
-def _folder(settings: Evaluate, outputs: Outputs, scores: Scores, baseline: str) -> Path:
+def _folder(settings: Evaluate, outputs: Outputs, scores: Scores, baseline: str, again: bool) -> Path:
     """Where timings lie that may serve for each other."""
     key = {
         "baseline": baseline,
+        "again": again,
         "rows": outputs.data.digests[SPLIT],
         "settings": settings.latency.model_dump(mode="json") if settings.latency else settings.batch_size,
         "host": host.fingerprint(),
