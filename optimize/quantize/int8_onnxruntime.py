@@ -25,7 +25,7 @@ from optimize.config import Block
 from optimize.context import Context
 from optimize.errors import StageError
 from optimize.quiet import quiet
-from optimize.runtimes import onnx, onnx_file
+from optimize.runtimes import onnx
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -56,7 +56,6 @@ class Config(Block):
 def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
     """Quantise. Raises `StageError` where an `ignore` glob matches nothing or nothing could be quantised."""
     source = artifact.path / onnx.MODEL
-    onnx_file.check(source)
     model = _load(source)
     kept = _ignored(model, config.ignore)
     quantized = _quantize(model, kept, config, context.scratch)

@@ -23,7 +23,8 @@ def load_folder(path: Path, *, trust_remote_code: bool = False) -> Artifact:
     """The model in a folder, such as `optimize get` or `save_pretrained` wrote.
 
     Raises `SourceError` for what would not be taken as a recipe's model either (pickled weights only, code of the
-    model's own), and `StoreError` where the folder, its format or its task can't be told.
+    model's own) and for a graph that reaches out of its folder, and `StoreError` where the folder, its format or its
+    task can't be told.
     """
     from optimize.source import vetting
 
@@ -35,6 +36,8 @@ def load_folder(path: Path, *, trust_remote_code: bool = False) -> Artifact:
     if format == "transformers":
         vetting.check_names(path, names)
         vetting.check_weights(path, folder, names)
+    else:
+        vetting.check_graph(path, folder, names)
     vetting.check_configs(path, folder, trust_remote_code)
     return Artifact.from_directory(folder, format=format, task=_task(folder), trust_remote_code=trust_remote_code)
 

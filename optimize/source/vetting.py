@@ -21,6 +21,8 @@ SMALL_FILES = (
 )
 """All that a model needs besides its weights, and its licence, which must go where the weights go."""
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+ONNX_DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc"}
+"""The operators that ONNX Runtime brings along."""
 MAX_JSON_BYTES = 64 * 2**20
 
 
@@ -57,6 +59,41 @@ def check_configs(model: object, directory: Path, trusted: bool) -> None:
                 raise SourceError(
                     f"{path.name} of {model} wants code of another repository to run ({reference})",
                     hint="copy that code into the model's folder, so that what runs is what was checked",
+                )
+
+
+def check_graph(model: object, directory: Path, names: Collection[str]) -> None:
+    """Refuse an ONNX graph that would run a library of its own or read a file outside of its folder.
+
+    `names` are the plain files of the folder; data that is not among them lies elsewhere, or behind a link.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError, Message
+
+    def messages(message: Message) -> Iterator[Message]:
+        yield message
+        for field, value in message.ListFields():
+            if field.message_type is not None:
+                for child in [value] if isinstance(value, Message) else value:
+                    yield from messages(child)
+
+    try:
+        parts = list(messages(onnx.load(directory / "model.onnx", load_external_data=False)))
+    except (OSError, DecodeError, RecursionError) as error:
+        raise SourceError(f"model.onnx of {model} can't be read: {error}") from error
+    own = {part.domain for part in parts if isinstance(part, onnx.FunctionProto)}
+    used = {part.domain for part in parts if isinstance(part, onnx.NodeProto)}
+    if strange := sorted(used - own - ONNX_DOMAINS):
+        raise SourceError(
+            f"model.onnx of {model} uses operators of {', '.join(map(repr, strange))}, which need a library of its own",
+            hint="export it with ONNX Runtime's own operators",
+        )
+    for part in parts:
+        for entry in part.external_data if isinstance(part, onnx.TensorProto) else ():
+            if entry.key == "location" and entry.value not in names:
+                raise SourceError(
+                    f"model.onnx of {model} reads weights from {entry.value!r}, which is no plain file of its folder",
+                    hint="save the model with its data beside it",
                 )
 
 
