@@ -173,4 +173,6 @@ def test_a_chain_forks(quick: dict[str, Any], work: Work) -> None:
     run = optimize.apply(quick, work=work)
     assert run.names == ("finetune", "onnx", "int8", "per-tensor")
     assert {gate["artifact"] for gate in run.document["gates"]} == {"int8", "per-tensor"}
-    assert run.document["promoted"]["digest"] in {a["digest"] for a in run.document["artifacts"][2:]}
+    picked = run.document["confirmation"]["artifact"]
+    assert {gate["artifact"] for gate in run.document["confirmation"]["gates"]} == {picked}
+    assert run.document["promoted"]["digest"] == run[picked].artifact.digest
