@@ -144,10 +144,14 @@ def install_slow_runtime(site: Path) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
+BURN = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"
+"""Until whoever started it is gone, killed or not."""
+
+
 @contextlib.contextmanager
 def burner(on: bool) -> Iterator[None]:
     """A process that burns one core."""
-    process = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if on else None
+    process = subprocess.Popen([sys.executable, "-c", BURN]) if on else None
     try:
         yield
     finally:

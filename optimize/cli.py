@@ -86,7 +86,7 @@ def init(
 
     written = init(file, copy_of=from_, model=model, data=data, force=force)
     if as_json:
-        emit(written.to_json())
+        emit({"schema": 1, **written.to_json()})
         return
     for guess in written.guesses:
         note(guess)
@@ -208,11 +208,16 @@ def get(
     as_json: Json = False,
 ) -> None:
     """Copy a promoted model, checked file by file, to a folder that serves without this tool."""
-    from optimize.model import find_artifact
+    from optimize.work import Work
 
     _split(reference)
-    artifact = find_artifact(reference)
+    place = Work()
+    version = place.registry.resolve(reference)
+    artifact = place.store.open(version.digest)
+    place.store.verify(artifact)
     path = artifact.export_to(folder)
+    if version.waiver and version.waiver_expired:
+        note(f"warning: {reference} was promoted under a waiver that ended {version.waiver.expires}")
     if as_json:
         emit({"schema": 1, "digest": artifact.digest, "format": artifact.format, "path": str(path)})
     else:
@@ -254,7 +259,7 @@ def doctor(work: WorkFolder = None, as_json: Json = False) -> int:
 
     examined = examine(Work().root)
     if as_json:
-        emit(examined)
+        emit({"schema": 1, **examined})
     else:
         show(page(examined))
     return 0 if examined["healthy"] else UNEXPECTED
@@ -282,6 +287,7 @@ def _conclude(run: Run, as_json: bool) -> int:
 
         show(result_table(run.document))
         show(f"\n{run.summary}")
+        note(f"run {run.document['run']}: {relative(run.directory / 'run.json')}")
     return run.exit_code
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from optimize import tasks
 from optimize.errors import EvaluationError, RecipeError
@@ -19,6 +19,7 @@ from optimize.scoring import Subject, describe_artifacts, describe_data, score
 
 if TYPE_CHECKING:
     from optimize.artifact import Artifact
+    from optimize.tasks import Task
     from optimize.work import Work
 
 CANDIDATE, OVER = "candidate", "baseline"
@@ -41,7 +42,7 @@ def compare(
     file with a `gates` list, judged on the candidate; without it there is no verdict.
 
     Raises `StoreError` for a reference that names nothing or damaged bytes, `RecipeError` where no recipe is known,
-    and `EvaluationError` where the two do not do the same task.
+    `EvaluationError` where the two do not do the same task, and `SourceError` where the rows' labels are not theirs.
     """
     from optimize.data import prepare
 
@@ -57,8 +58,10 @@ def compare(
         subjects = {name: Subject(artifact, stage=artifact.format, cached=True) for name, artifact in pair.items()}
         document["artifacts"] = describe_artifacts(subjects, source=pair[OVER])
         with recording(work, judged, document, sidecars, clock):
+            task = tasks.get(judged.model.task)
             with clock.on("sources"):
-                data = prepare(judged.data, tasks.get(judged.model.task), work, judged.base)
+                data = prepare(judged.data, task, work, judged.base)
+                _check_labels(pair[CANDIDATE], task, task.spec(judged.data, data.info))
             document["data"] = describe_data(data)
             with clock.on("scoring"):
                 _, results = score(
@@ -86,6 +89,17 @@ def _check_same_task(pair: Mapping[str, Artifact]) -> None:
             raise EvaluationError(
                 f"the two can't be compared: {field} is {one.get(field)!r} in one and {other.get(field)!r} in the other"
             )
+
+
+def _check_labels(artifact: Artifact, task: Task, spec: Mapping[str, Any]) -> None:
+    """Rows whose labels stand in another order than the model's would be scored without a word, and wrongly."""
+    if artifact.task["name"] != spec["name"]:
+        raise EvaluationError(
+            f"the two are models for {artifact.task['name']}, and the rows are for {spec['name']}",
+            hint="name a recipe for the same task: --recipe recipe.yaml",
+        )
+    if artifact.task.get("labels") != spec.get("labels"):
+        task.check_source(artifact.path, spec)
 
 
 def _judged_by(

@@ -26,6 +26,8 @@ class Context:
     task: Task
     data: Data
     """Rows for the stage; the evaluation split is refused here."""
+    logs: Path
+    """A folder of the run for this stage's training curves and the like; made by whoever writes there."""
     stage: str = ""
     """The stage's name in the recipe."""
     artifacts: Mapping[str, Artifact] = field(default_factory=dict)

@@ -19,7 +19,7 @@ from optimize.errors import OptimizeError, RecipeError, StageError
 from optimize.planning import Step, ancestors, as_recipe, as_work, decide, decide_source, resolve_config
 from optimize.progress import Progress
 from optimize.recipe import SOURCE, Recipe, Stage
-from optimize.run import Clock, Run, new_document, recording
+from optimize.run import Clock, Run, new_document, recording, write_run
 from optimize.scoring import Subject, confirm, describe_artifacts, describe_data, gated_pairs, score
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ def _carry_out(
 
     task = tasks.get(recipe.model.task)
     leaves = [stage.name for stage in recipe.leaves]
+    logs = work.runs / document["run"] / "logs"
     compared = {recipe.baseline, *itertools.chain(*gated_pairs(recipe.gates, leaves, recipe.baseline))}
     with clock.on("sources"):
         data = prepare(recipe.data, task, work, recipe.base)
@@ -85,7 +86,7 @@ def _carry_out(
             _refuse_fresh_head(recipe, compared)
     for stage in recipe.stages:
         with clock.on("stages"):
-            built[stage.name] = _build(recipe, stage, work.store, task, data, built, progress)
+            built[stage.name] = _build(recipe, stage, work.store, task, data, built, logs, progress)
         subjects = {name: subject for name, subject in built.items() if name != SOURCE or SOURCE in compared}
         document["artifacts"] = describe_artifacts(subjects, source)
     with clock.on("scoring"):
@@ -105,12 +106,26 @@ def _carry_out(
         if recipe.promote and recipe.promote.select and len(leaves) > 1:
             chosen = select_leaf(recipe.promote.select, evaluation, results, leaves)
             if chosen:
-                results = confirm(recipe, subjects, chosen, data=data, work=work, progress=progress, document=document)
+                confirmed = confirm(
+                    recipe,
+                    subjects,
+                    chosen,
+                    leaves=leaves,
+                    data=data,
+                    work=work,
+                    progress=progress,
+                    remeasure=remeasure,
+                    document=document,
+                    sidecars=sidecars,
+                )
+                results = [result for result in results if result.artifact not in leaves] + confirmed
     document["verdict"] = verdict_of(results)
     document["exit_code"] = exit_code_of(results)
     if chosen:
         document["selected"] = built[chosen].artifact.digest
-        if promote and recipe.promote and document["verdict"] == "pass":
+        judged = verdict_of([result for result in results if result.artifact == chosen])
+        if promote and recipe.promote and document["verdict"] == judged == "pass":
+            write_run(work, recipe, document, sidecars)  # the registry never names a run that is not on the disk
             _promote(recipe, recipe.promote.alias, built[chosen].artifact, work, results, document)
 
 
@@ -156,6 +171,7 @@ def _build(
     task: Task,
     data: Data,
     built: Mapping[str, Subject],
+    logs: Path,
     progress: Progress,
 ) -> Subject:
     """Reuse a stage's artifact, or run the stage."""
@@ -170,6 +186,7 @@ def _build(
             scratch=store.scratch(step.key),
             task=task,
             data=data.for_stages(),
+            logs=logs / stage.name,
             stage=stage.name,
             artifacts=known,
             progress=progress,
@@ -233,7 +250,7 @@ def _stage_errors(stage: Stage) -> Iterator[None]:
                 "the disk is full", stage=stage.name, hint="free space, or `optimize store gc`, then run again"
             ) from error
         raise StageError(f"{type(error).__name__}: {error}", stage=stage.name) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a library that exits must not end the run as if all were well
         raise StageError(f"{type(error).__name__}: {error}", stage=stage.name) from error
 
 

@@ -95,7 +95,7 @@ def find_artifact(reference: str | Path, work: Work | str | Path | None = None) 
     if isinstance(reference, Path) or Path(reference).is_dir() or reference.startswith((".", "/", "~")):
         from optimize.source.folder import load_folder
 
-        return load_folder(Path(reference).expanduser())
+        return load_folder(Path(reference))
     work = as_work(work)
     digest = work.registry.resolve(reference).digest if "@" in reference else reference
     artifact = work.store.open(digest)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from optimize import tasks
 from optimize.artifact import Artifact, digest_of
 from optimize.recipe import SOURCE
 
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from optimize.stages import Entry
     from optimize.store import Store
     from optimize.work import Work
+
+
+SOURCE_VERSION = 1
+"""Raised when the same source would be taken as other files than before; part of the source's cache key."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,6 @@ def plan(
     overrides: Sequence[str] = (),
 ) -> Plan:
     """Say for every stage whether it would run or be reused, and why. Fetches nothing and runs nothing."""
-    from optimize import tasks
     from optimize.data import prepared
     from optimize.source import resolve_model
 
@@ -112,6 +116,7 @@ def decide_source(store: Store, recipe: Recipe, source: SourceModel, spec: Mappi
     """The source model as an artifact: reused when the same files were taken for the same task before."""
     inputs = {
         "source": source.identity,
+        "version": SOURCE_VERSION,
         "task": dict(spec),
         "trust_remote_code": recipe.model.trust_remote_code,
     }
@@ -145,10 +150,11 @@ def _key_inputs(stage: Stage, known: Mapping[str, Artifact], data: Data) -> dict
     entry = stage.entry
     return {
         "parent": known[stage.parent].digest,
+        "task": tasks.get(known[stage.parent].task["name"]).VERSION,
         "stage": entry.id,
         "backend": entry.backend,
         "version": entry.load().VERSION,
-        "config": resolve_config(stage.config).model_dump(mode="json"),
+        "config": resolve_config(stage.config).model_dump(mode="json", exclude=set(entry.aside)),
         "data": {split: data.digests[split] for split in entry.splits if split in data.digests},
         "reads": {name: known[name].digest for name in stage.reads},
         "libraries": _libraries(entry),
@@ -212,7 +218,9 @@ def _shown(value: Any) -> str:
 def as_recipe(recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
     from optimize.recipe import Recipe, load
 
-    return recipe if isinstance(recipe, Recipe) and not overrides else load(recipe, overrides)  # type: ignore[arg-type]
+    if not isinstance(recipe, Recipe):
+        return load(recipe, overrides)
+    return load(recipe.document(), overrides, env=False, base=recipe.base) if overrides else recipe
 
 
 def as_work(work: Work | str | Path | None) -> Work:

@@ -134,7 +134,7 @@ class View(Progress):
             Column(no_wrap=True, overflow="ellipsis", style="dim"),
             padding=(0, 1),
         )
-        for name, row in self._rows.items():
+        for name, row in list(self._rows.items()):  # drawn in a thread of its own, while stages begin
             mark, middle, time_ = self._cells(row, options.ascii_only)
             grid.add_row(mark, safe(name), safe(row.text), middle, time_, safe(self._remark(row)))
         yield grid

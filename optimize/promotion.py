@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimize.errors import PromotionRefused, RecipeError
 from optimize.planning import as_work
-from optimize.run import find_run
+from optimize.run import find_run, gates_on, verdict_on
 
 if TYPE_CHECKING:
     from optimize.registry import Version
@@ -34,18 +34,25 @@ def promote(
 
     work = as_work(work)
     _, document = find_run(work, run)
+    if "compared" in document:
+        raise PromotionRefused(
+            f"{document['run']} is a comparison, and no recipe's gates were judged in it",
+            hint="name a run of `optimize apply`",
+        )
     described = _artifact(document, artifact)
     stored = work.store.open(described["digest"])
     work.store.verify(stored)
     if (waive is None) != (expires is None):
         raise PromotionRefused("a waiver needs a reason and an expiry", hint='--waive "why" --expires 2026-12-31')
+    name = described["name"]
     return work.registry.promote(
         document["recipe"],
         alias,
         stored.digest,
-        verdict=_verdict(document, described["name"]),
+        verdict=None if document["error"] else verdict_on(document, name),
         run=document["run"],
         recipe_digest=document["recipe_digest"],
+        gates=gates_on(document, name),
         waiver=Waiver(waive, expires) if waive is not None and expires is not None else None,
     )
 
@@ -61,9 +68,3 @@ def _artifact(document: Mapping[str, Any], name: str | None) -> Mapping[str, Any
         names = ", ".join(one["name"] for one in listed) or "nothing"
         raise RecipeError(f"run {document['run']} has no {what}", hint=f"name one with --artifact; it has {names}")
     return wanted[-1]
-
-
-def _verdict(document: Mapping[str, Any], name: str) -> str | None:
-    """The worst verdict of the gates on one artifact; None where none was asked or the run ended in an error."""
-    verdicts = [] if document["error"] else [gate["verdict"] for gate in document["gates"] if gate["artifact"] == name]
-    return next((verdict for verdict in ("fail", "inconclusive", "pass") if verdict in verdicts), None)

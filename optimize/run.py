@@ -9,10 +9,11 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimize.errors import RecipeError
+from optimize.errors import RecipeError, StoreError
 
 if TYPE_CHECKING:
     from optimize.model import Model
@@ -103,7 +104,8 @@ def new_document(recipe: Recipe) -> dict[str, Any]:
 
     return {
         "schema": 1,
-        "run": time.strftime("%Y%m%d-%H%M%S-", time.gmtime()) + secrets.token_hex(3),
+        # In the order of time, to the microsecond: `latest` is the last by name.
+        "run": f"{datetime.now(timezone.utc):%Y%m%d-%H%M%S-%f}-{secrets.token_hex(2)}",
         "recipe": recipe.name,
         "recipe_digest": recipe.digest,
         "verdict": None,
@@ -128,22 +130,32 @@ def new_document(recipe: Recipe) -> dict[str, Any]:
 def recording(
     work: Work, recipe: Recipe, document: dict[str, Any], sidecars: Mapping[str, Path], clock: Clock
 ) -> Iterator[None]:
-    """While this lasts, `document` and `sidecars` fill up; at its end they are on disk, whatever happened."""
+    """While this lasts, `document` and `sidecars` fill up; at its end they are on disk, whatever happened.
+
+    Raises `StoreError` where they can't be written.
+    """
+    from optimize.atomic import explain
+
     try:
         yield
     except BaseException as error:
-        document["error"] = _describe(error)
+        document["error"] = describe_error(error)
         document["exit_code"] = getattr(error, "exit_code", 130 if isinstance(error, KeyboardInterrupt) else 4)
         clock.write(document)
         error.document = document  # type: ignore[attr-defined]  # `--json` prints what was reached
         with contextlib.suppress(OSError):  # a full disk: the error itself matters more
-            _write(work, recipe, document, sidecars)
+            write_run(work, recipe, document, sidecars)
         raise
     clock.write(document)
-    _write(work, recipe, document, sidecars)
+    try:
+        write_run(work, recipe, document, sidecars)
+    except OSError as error:
+        message, hint = explain(error, "writing run.json", work.runs)
+        raise StoreError(message, hint=hint) from error
 
 
-def _describe(error: BaseException) -> dict[str, Any]:
+def describe_error(error: BaseException) -> dict[str, Any]:
+    """`error` of run.json."""
     return {
         "type": type(error).__name__,
         "message": getattr(error, "message", None) or str(error) or type(error).__name__,
@@ -153,7 +165,7 @@ def _describe(error: BaseException) -> dict[str, Any]:
     }
 
 
-def _write(work: Work, recipe: Recipe, document: dict[str, Any], sidecars: Mapping[str, Path]) -> None:
+def write_run(work: Work, recipe: Recipe, document: dict[str, Any], sidecars: Mapping[str, Path]) -> None:
     """Write a run's folder: sidecars and the recipe first, `run.json` last, so that a run that has one is whole."""
     from optimize.artifact import sha256_file
     from optimize.atomic import write_json
@@ -168,20 +180,48 @@ def _write(work: Work, recipe: Recipe, document: dict[str, Any], sidecars: Mappi
     write_json(directory / "run.json", document)
 
 
+def gates_on(document: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
+    """What the gates say of one artifact, also when it was measured once more."""
+    gates = [*document["gates"], *document.get("confirmation", {}).get("gates", ())]
+    return [gate for gate in gates if gate["artifact"] == name]
+
+
+def verdict_on(document: Mapping[str, Any], name: str) -> str | None:
+    """The worst verdict of the gates on one artifact; None where no gate judged it."""
+    found = {gate["verdict"] for gate in gates_on(document, name)}
+    return next((verdict for verdict in ("fail", "inconclusive", "pass") if verdict in found), None)
+
+
 def run_documents(work: Work) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Every whole run of a work folder with its folder, the newest first."""
     for path in sorted(work.runs.glob("*/run.json"), reverse=True):
-        with contextlib.suppress(OSError, ValueError):
-            yield path.parent, json.loads(path.read_text(encoding="utf-8"))
+        if document := _read(path):
+            yield path.parent, document
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A run.json; None where there is none, or something else."""
+    with contextlib.suppress(OSError, ValueError):
+        document = json.loads(path.read_bytes())
+        if isinstance(document, dict) and document.get("schema") == 1 and "run" in document:
+            return document
+    return None
 
 
 def newest_digests(work: Work) -> set[str]:
-    """Every artifact that the newest run of each recipe made, reused or started from."""
-    newest: dict[str, dict[str, Any]] = {}
+    """Every artifact that the newest whole run of each recipe made, reused or started from, or a later run of it.
+
+    A run that failed early, and a comparison, hold few artifacts: what was there before them is still needed.
+    """
+    whole: set[str] = set()
+    digests: set[str] = set()
     for _, document in run_documents(work):
-        newest.setdefault(document["recipe"], document)
-    listed = [artifact for document in newest.values() for artifact in document["artifacts"]]
-    return {artifact[name] for artifact in listed for name in ("digest", "parent") if artifact[name]}
+        if document["recipe"] in whole:
+            continue
+        digests |= {one[name] for one in document["artifacts"] for name in ("digest", "parent") if one[name]}
+        if document["error"] is None and "compared" not in document:
+            whole.add(document["recipe"])
+    return digests
 
 
 def find_run(work: Work, reference: str) -> tuple[Path, dict[str, Any]]:
@@ -190,12 +230,11 @@ def find_run(work: Work, reference: str) -> tuple[Path, dict[str, Any]]:
         if reference in ("latest", document["run"]):
             return folder, document
     path = Path(reference) / "run.json" if Path(reference).is_dir() else Path(reference)
-    try:
-        return path.parent, json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise RecipeError(
-            f"there is no run {reference!r}", location=str(work.runs), hint="`latest`, or the id that `apply` printed"
-        ) from None
+    if found := _read(path):
+        return path.parent, found
+    raise RecipeError(
+        f"there is no run {reference!r}", location=str(work.runs), hint="`latest`, or the id that `apply` printed"
+    )
 
 
 def recipe_of(folder: Path) -> Recipe:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimize import runtimes, tasks
 from optimize.recipe import SOURCE
+from optimize.recipe.limits import RELATIVE
 
 if TYPE_CHECKING:
     from optimize.artifact import Artifact
@@ -80,10 +81,13 @@ def confirm(
     subjects: Mapping[str, Subject],
     chosen: str,
     *,
+    leaves: Sequence[str],
     data: Data,
     work: Work,
     progress: Progress,
+    remeasure: bool,
     document: dict[str, Any],
+    sidecars: dict[str, Path],
 ) -> list[GateResult]:
     """Measure the leaf that a selection picked once more, apart from the times it was picked for, and judge it alone.
 
@@ -92,7 +96,7 @@ def confirm(
     from optimize.evaluate import evaluate
     from optimize.evaluate.gates import judge
 
-    gates = [gate.model_copy(update={"on": chosen}) for gate in recipe.gates if _judges(gate, chosen)]
+    gates = [gate.model_copy(update={"on": chosen}) for gate in recipe.gates if _judges(gate, chosen, recipe.baseline)]
     needed = {chosen, recipe.baseline, *(gate.over for gate in gates if gate.over)}
     evaluation = evaluate(
         {name: subject.artifact for name, subject in subjects.items() if name in needed},
@@ -104,19 +108,26 @@ def confirm(
         settings=recipe.evaluate.model_copy(update={"fidelity": False}),
         work=work,
         progress=progress,
+        remeasure=remeasure,
         again=True,
     )
     results = judge(gates, evaluation, leaves=[chosen], baseline=recipe.baseline)
     document["confirmation"] = {
         "artifact": chosen,
+        "among": list(leaves),
         "measurement": evaluation.measurement,
         "gates": [result.to_json() for result in results],
     }
+    if "latency" in evaluation.sidecars:
+        sidecars["latency.confirmation"] = evaluation.sidecars["latency"]
     return results
 
 
-def _judges(gate: Gate, name: str) -> bool:
-    return gate.on is None or name == gate.on or (not isinstance(gate.on, str) and name in gate.on)
+def _judges(gate: Gate, leaf: str, baseline: str) -> bool:
+    """As `judge` has it: without `on`, every leaf but the one that it is compared with."""
+    if gate.on is None:
+        return gate.limit[0] not in RELATIVE or leaf != (gate.over or baseline)
+    return leaf == gate.on if isinstance(gate.on, str) else leaf in gate.on
 
 
 def gated_pairs(gates: Sequence[Gate], leaves: Sequence[str], baseline: str) -> list[tuple[str, str]]:

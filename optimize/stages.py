@@ -51,6 +51,8 @@ class Entry:
     """Splits of the data that the method reads; their digests are part of the cache key."""
     reads: tuple[str, ...] = ()
     """Fields of the Config that name another stage whose artifact is read (`teacher`); their digests enter the key."""
+    aside: tuple[str, ...] = ()
+    """Fields of the Config that change no byte of the result (where curves are logged); they stay out of the key."""
 
     @property
     def id(self) -> str:
@@ -68,8 +70,9 @@ _BUILT_IN = (
         takes=("transformers",),
         gives="transformers",
         summary="Train on the recipe's labels with the transformers Trainer.",
-        libraries=("torch", "transformers", "accelerate"),
+        libraries=("torch", "transformers", "tokenizers", "accelerate"),
         splits=("train", "validation"),
+        aside=("report_to", "save_steps"),
     ),
     Entry(
         verb="export",
@@ -78,7 +81,7 @@ _BUILT_IN = (
         takes=("transformers",),
         gives="onnx",
         summary="Export to ONNX, checked against the parent on real rows.",
-        libraries=("torch", "transformers", "onnx", "onnxscript", "onnxruntime"),
+        libraries=("torch", "transformers", "tokenizers", "onnx", "onnx_ir", "onnxscript", "onnxruntime"),
         splits=("validation",),
     ),
     Entry(

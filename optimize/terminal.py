@@ -154,7 +154,7 @@ class ResultTable:
         )
         table = plain_table("artifact")
         for title in (*metrics, *(_title(setting, settings) for setting in settings), "size"):
-            table.add_column(plain(title), no_wrap=True)
+            table.add_column(safe(title), no_wrap=True)
         table.add_column("verdict", no_wrap=True)
         for one in artifacts:
             cells = [self._quality(one, metric) for metric in metrics]
@@ -169,7 +169,8 @@ class ResultTable:
         if not score:
             return _Cell()
         compared = self._compared(artifact, metric)
-        return _cell(f"{score['value']:.3f}", compared, "{:+.3f}")
+        value = score["value"]
+        return _cell("?" if value is None else f"{value:.3f}", compared, "{:+.3f}")
 
     def _latency(self, artifact: Mapping[str, Any], setting: Mapping[str, Any]) -> _Cell:
         for score in artifact["scores"].get("latency") or []:
@@ -192,11 +193,9 @@ class ResultTable:
         self, artifact: Mapping[str, Any], metric: str, setting: Mapping[str, Any] | None = None
     ) -> Mapping[str, Any] | None:
         """The comparison with the baseline, where there is one."""
-        baseline = next(
-            (a["name"] for a in self.document["artifacts"] if a["digest"] == self.document["baseline"]), None
-        )
+        baselines = [a["name"] for a in self.document["artifacts"] if a["digest"] == self.document["baseline"]]
         for one in self.document["comparisons"]:
-            same = (one["artifact"], one["over"], one["metric"]) == (artifact["name"], baseline, metric)
+            same = (one["artifact"], one["metric"]) == (artifact["name"], metric) and one["over"] in baselines
             if same and (setting is None or _parsed(one["setting"]) == setting):
                 return one  # type: ignore[no-any-return]
         return None

@@ -151,6 +151,6 @@ def new_context(pico_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Cal
     def make(*, scratch: Path | None = None, progress: Progress | None = None, data: Any = rows) -> Context:
         directory = tmp_path_factory.mktemp("artifact")
         scratch = scratch or tmp_path_factory.mktemp("scratch")
-        return Context(directory, scratch, task, data, stage="stage", progress=progress or Progress())
+        return Context(directory, scratch, task, data, scratch / "logs", stage="stage", progress=progress or Progress())
 
     return make

@@ -332,3 +332,68 @@ def test_schema_is_a_json_schema(optimize: Optimize, recipe: Path) -> None:
     schema = optimize("schema").json
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.validate(yaml.safe_load(recipe.read_text(encoding="utf-8")), schema)
+
+
+def test_a_library_that_exits_is_no_success(optimize: Optimize, recipe: Path) -> None:
+    with mock.patch("optimize.distill.finetune.run", side_effect=SystemExit(0)):
+        done = optimize("apply", recipe, "--json")
+    assert done.code == 4
+    assert (done.json["error"]["type"], done.json["error"]["stage"]) == ("StageError", "finetune")
+
+
+def test_json_is_ascii(optimize: Optimize, recipe: Path) -> None:
+    error = errors.StageError("caf\N{LATIN SMALL LETTER E WITH ACUTE} \x9b31m \N{RIGHT-TO-LEFT OVERRIDE}")
+    with mock.patch("optimize.engine.apply", side_effect=error):
+        done = optimize("apply", recipe, "--json")
+    assert done.out.isascii()
+    assert done.json["error"]["message"] == error.message
+
+
+def test_get_takes_what_is_promoted_and_no_folder_of_that_name(optimize: Optimize, work: Work, tmp_path: Path) -> None:
+    promoted(work)
+    (tmp_path / "pico@production").mkdir()
+    assert optimize("get", "pico@production", tmp_path / "served").code == 0
+    assert (tmp_path / "served" / "model.bin").read_bytes() == bytes([1]) * 100
+
+
+def test_a_waiver_that_has_ended_is_said(optimize: Optimize, work: Work, tmp_path: Path) -> None:
+    from optimize.registry import Waiver
+
+    *_, digest = promoted(work)
+    with mock.patch.object(Waiver, "expired", False):
+        work.registry.promote(
+            *("pico", "canary", digest),
+            verdict="fail",
+            run="r",
+            recipe_digest="r",
+            waiver=Waiver("trial", "2020-01-31"),
+        )
+    done = optimize("get", "pico@canary", tmp_path / "served")
+    assert done.code == 0
+    assert "waiver that ended 2020-01-31" in done.err
+
+
+def test_promote(optimize: Optimize, work: Work) -> None:
+    """The verdict is that of the very artifact, and a failed confirmation counts."""
+    _, passed, picked = promoted(work)
+
+    def gate(name: str, verdict: str) -> dict[str, str]:
+        return {"artifact": name, "verdict": verdict}
+
+    document = {
+        **{"schema": 1, "run": "r1", "recipe": "pico", "recipe_digest": "sha256:r", "error": None, "selected": picked},
+        "artifacts": [{"name": "passed", "digest": passed}, {"name": "picked", "digest": picked}],
+        "gates": [gate("passed", "pass"), gate("picked", "pass")],
+        "confirmation": {"gates": [gate("picked", "inconclusive")]},
+    }
+    (work.runs / "r1").mkdir(parents=True)
+    (work.runs / "r1" / "run.json").write_text(json.dumps(document))
+    refused = optimize("promote", "latest", "--alias", "staging", "--json")
+    assert (refused.code, refused.json["error"]["type"]) == (1, "PromotionRefused")
+    done = optimize("promote", "latest", "--alias", "staging", "--artifact", "passed", "--json")
+    assert (done.code, done.json["digest"]) == (0, passed)
+    waiver = ("--waive", "a trial", "--expires", "2999-12-31")
+    assert optimize("promote", "r1", "--alias", "staging", *waiver, "--json").json["digest"] == picked
+    assert optimize("promote", "r1", "--alias", "staging", *waiver[:2]).code == 1
+    assert optimize("promote", "r1", "--alias", "staging", "--artifact", "none").code == 2
+    assert optimize("promote", "r2", "--alias", "staging").code == 2

@@ -176,3 +176,67 @@ def test_a_chain_forks(quick: dict[str, Any], work: Work) -> None:
     picked = run.document["confirmation"]["artifact"]
     assert {gate["artifact"] for gate in run.document["confirmation"]["gates"]} == {picked}
     assert run.document["promoted"]["digest"] == run[picked].artifact.digest
+
+
+def test_the_leaf_that_others_are_compared_with_may_be_picked(quick: dict[str, Any], work: Work) -> None:
+    quick["stages"].append({"quantize": "int8", "name": "per-tensor", "from": "onnx", "per_channel": False})
+    quick["promote"] = {"alias": "production", "select": "size"}
+    quick["gates"] = [{"metric": "size", "max_ratio": 1.5}, {"metric": "size", "max_ratio": 9, "over": "per-tensor"}]
+    run = optimize.apply(quick, work=work)
+    assert run.document["confirmation"]["artifact"] == "per-tensor"
+    assert [gate["over"] for gate in run.document["confirmation"]["gates"]] == ["finetune"]
+    assert run.document["promoted"]["digest"] == run["per-tensor"].artifact.digest
+
+
+def test_an_artifact_that_no_gate_judged_is_not_promoted(quick: dict[str, Any], work: Work) -> None:
+    quick["gates"] = [{"metric": "size", "max_ratio": 9, "on": "onnx"}]
+    quick["promote"] = {"alias": "production"}
+    run = optimize.apply(quick, work=work)
+    assert (run.verdict, run.exit_code, run.document["promoted"]) == ("pass", 0, None)
+    assert "no gate judges int8" in run.summary
+    assert not work.registry.list()
+
+
+def test_overrides_of_a_loaded_recipe(quick: dict[str, Any], work: Work) -> None:
+    from optimize.recipe import load
+
+    planned = optimize.plan(load(quick), work=work, overrides=["stages.finetune.epochs=2"])
+    assert planned.recipe.document()["stages"][0]["epochs"] == 2
+
+
+def test_rows_with_labels_in_another_order_are_refused(
+    pico_recipe: dict[str, Any], pico_model: Path, work: Work, tmp_path: Path
+) -> None:
+    pico_recipe["data"]["labels"] = ["positive", "negative"]
+    file = tmp_path / "recipe.yaml"
+    file.write_text(json.dumps(pico_recipe))
+    with pytest.raises(optimize.SourceError, match="another order"):
+        optimize.compare(pico_model, pico_model, work=work, recipe=file)
+
+
+def test_a_run_that_can_not_be_written_says_so(work: Work) -> None:
+    from optimize.run import Clock, recording
+
+    work.root.mkdir(parents=True)
+    work.runs.write_text("in the way")
+    with pytest.raises(optimize.StoreError, match=r"run\.json"), recording(work, None, {"run": "r"}, {}, Clock()):  # type: ignore[arg-type]
+        pass
+
+
+def test_a_run_that_ended_early_does_not_give_up_what_was_there(work: Work) -> None:
+    from optimize.run import newest_digests
+
+    def write(run: str, digest: str | None, **more: Any) -> None:
+        artifacts = [{"digest": digest, "parent": None}] if digest else []
+        document = {"schema": 1, "run": run, "recipe": "r", "error": None, "artifacts": artifacts, **more}
+        (work.runs / run).mkdir(parents=True)
+        (work.runs / run / "run.json").write_text(json.dumps(document))
+
+    write("1", "old")
+    write("2", "whole")
+    write("3", "half", error={"message": "m"})
+    write("4", None, error={"message": "m"})
+    write("5", "compared", compared={})
+    (work.runs / "6").mkdir()
+    (work.runs / "6" / "run.json").write_text("[]")
+    assert newest_digests(work) == {"whole", "half", "compared"}

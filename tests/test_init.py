@@ -134,3 +134,18 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
 def test_options_that_do_not_fit_together(tmp_path: Path, options: dict[str, str]) -> None:
     with pytest.raises(RecipeError, match="say what"):
         init(tmp_path / "recipe.yaml", **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("stem", ["2024", "true", "1e5", "2024-01-31"])
+def test_a_name_is_text_whatever_it_looks_like(tmp_path: Path, pico_model: Path, pico_csv: Path, stem: str) -> None:
+    data = tmp_path / f"{stem}.csv"
+    data.write_bytes(pico_csv.read_bytes())
+    assert load(init(tmp_path / "mine.yaml", model=str(pico_model), data=data).file).name == stem
+
+
+def test_a_home_folder_that_no_shell_expanded(
+    tmp_path: Path, pico_model: Path, pico_csv: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(pico_model.parent))
+    written = init(tmp_path / "mine.yaml", model=f"~/{pico_model.name}", data=pico_csv)
+    assert load(written.file).model.source == str(pico_model.resolve())

@@ -28,7 +28,7 @@ model, folder = map(Path, sys.argv[1:])
 method = entry.load()
 source = Artifact.from_directory(model, format="transformers", task={"name": "text-classification"})
 task = tasks.get("text-classification")
-context = Context(directory=folder / "new", scratch=folder / "scratch", task=task, data=None)
+context = Context(directory=folder / "new", scratch=folder / "scratch", task=task, data=None, logs=folder / "logs")
 made = method.run(source, method.Config(sparsity=0.3), context)
 
 from safetensors.numpy import load_file

@@ -333,6 +333,19 @@ def test_gc_keeps_what_is_in_use_here(store: Store) -> None:
     assert not staged.exists()
 
 
+def test_threads_pin_at_once(store: Store) -> None:
+    with store.in_use():
+        threads = [threading.Thread(target=store.scratch, args=(key(number),)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        in_use = InUse(store.root / "in-use")
+        with in_use.lock():
+            (pins,) = in_use.pinned().values()
+    assert set(pins) == {key(number) for number in range(8)}
+
+
 def test_what_was_handed_out_without_in_use_is_kept_until_the_process_ends(store: Store) -> None:
     artifact = put(store, "a")
     with store.in_use():

@@ -10,6 +10,7 @@ from rich.console import Console, RenderableType
 
 from optimize.planning import Plan, Step
 from optimize.progress_view import SECONDS_BETWEEN_LINES, Lines, View
+from optimize.report.table import Table, summary, verdict_of
 from optimize.terminal import duration, megabytes, plan_table, result_table
 
 NASTY = "int8[red]\x1b[31m"
@@ -175,3 +176,47 @@ def test_view_of_a_terminal(width: int) -> None:
     assert "stopped" in lines[2]
     assert max(map(len, lines)) <= width
     assert said == ["warning: teacher: int8[red]\N{REPLACEMENT CHARACTER}[31m"]
+
+
+# --- in a notebook, and in one line -----------------------------------------------------------------------------------
+
+
+def gate(name: str, verdict: str, reason: str, margin: float | None = 0.1) -> dict[str, Any]:
+    return {"artifact": name, "verdict": verdict, "reason": reason, "margin": margin, "limit": {"max_ratio": 0.5}}
+
+
+def test_html_has_no_markup_of_a_document(document: dict[str, Any]) -> None:
+    document["artifacts"][1]["name"] = "<script>"
+    document["artifacts"][1]["scores"]["accuracy"]["value"] = None
+    document["comparisons"] = [
+        comparison("<script>", "accuracy", -0.0027, [-0.0101, None]),
+        comparison("<script>", "latency", 2.94, [None, 3.02], 8),
+    ]
+    document["gates"] = [gate("<script>", "fail", "<b>too big</b>")]
+    shown = Table(document)._repr_html_()
+    assert "<script>" not in shown
+    assert "<b>" not in shown
+    assert "accuracy ? -0.0027 [-0.0101, ?]" in shown
+    assert "2.94x [?, 3.02]" in shown
+    assert "accuracy" in drawn(result_table(document))
+
+
+def test_an_artifact_held_against_itself(document: dict[str, Any]) -> None:
+    document["artifacts"][0]["name"], document["artifacts"][1]["name"] = "candidate", "baseline"
+    for one in document["artifacts"]:
+        one["digest"] = document["baseline"]
+    document["comparisons"] = [{**comparison("candidate", "size", 1.0, [1.0, 1.0]), "over": "baseline"}]
+    document["gates"] = []
+    assert "1.00x" in drawn(result_table(document))
+
+
+def test_a_confirmation_decides(document: dict[str, Any]) -> None:
+    document["selected"] = f"sha256:{NASTY}"
+    document["gates"] = [gate("other", "fail", "too big"), gate(NASTY, "pass", "small")]
+    again = {"artifact": NASTY, "among": ["other", NASTY], "gates": [gate(NASTY, "inconclusive", "can't tell")]}
+    document |= {"verdict": "inconclusive", "confirmation": again, "promoted": None}
+    assert summary(document) == f"INCONCLUSIVE: {NASTY}: can't tell; nothing was promoted."
+    assert verdict_of(document, NASTY) == "inconclusive"
+    again["gates"] = [gate(NASTY, "pass", "small", None)]
+    document["verdict"] = "pass"
+    assert summary(document) == f"PASS: 1 gate check held; closest: {NASTY}: small."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,8 @@ def init(
     can't be understood; then nothing is written.
     """
     file = file.absolute()
+    if model and model.startswith("~"):  # no shell expands it in `--model=~/mine`
+        model = os.path.expanduser(model)  # noqa: PTH111 - leaves an unknown user's as it is
     guesses: tuple[str, ...] = ()
     if file.exists() and not force:
         raise RecipeError(f"{file} is there already", hint="name another file, or --force to overwrite it")
@@ -264,7 +267,7 @@ def _recipe(model: str, data: Path, file: Path, columns: Columns, length: int, t
 #
 # `optimize stages` lists what can be put under `stages`, `optimize stages quantize.int8` explains one.
 version: 1
-name: {_name(data)}
+name: {quoted(_name(data))}
 
 model:
   source: {quoted(source, ensure_ascii=False)}

@@ -44,9 +44,9 @@ def _reader_may_leave() -> Iterator[None]:
 
 
 def emit(document: Any) -> None:
-    """The one JSON document on standard output."""
+    """The one JSON document on standard output, in ASCII: valid in any encoding, and it can't command a terminal."""
     with _reader_may_leave():
-        print(json.dumps(document, indent=2, ensure_ascii=False))
+        print(json.dumps(document, indent=2))
 
 
 def say(text: object) -> None:
@@ -91,13 +91,9 @@ def failure(error: BaseException) -> dict[str, Any]:
     """The JSON document of an error: the run's own where it got far enough to have one."""
     if isinstance(document := getattr(error, "document", None), dict):
         return document
-    told = {
-        "type": type(error).__name__,
-        "message": getattr(error, "message", None) or str(error) or type(error).__name__,
-        "stage": getattr(error, "stage", None),
-        "location": getattr(error, "location", None),
-        "hint": getattr(error, "hint", None),
-    }
+    from optimize.run import describe_error
+
+    told = describe_error(error)
     if isinstance(error, RecipeError):
         from optimize.recipe.diagnostics import render
 

@@ -192,6 +192,11 @@ def _parts(config: DataConfig, base: Path) -> list[_Part]:
         if isinstance(place, str):
             own = isinstance(source, Hub) and place.isidentifier() and data_format(place) is None
             origin = source if source and own else locate(place, base, "data")
+            if source and not own and isinstance(origin, Hub) and place.isidentifier():
+                raise SourceError(
+                    f"data.splits.{split} names {place!r}, but {config.source} is no hub data set with splits",
+                    hint="give a share, or the path of a file",
+                )
             parts.append(_Part(origin, split, place if own else None))
     return parts
 

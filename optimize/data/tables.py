@@ -32,6 +32,11 @@ def read(origin: Origin, scratch: Path, *, format: str | None, subset: str | Non
     Raises `SourceError` for a format that nothing tells, and for a file that can't be read as what it claims to be.
     """
     if isinstance(origin, Hub):
+        if Path(origin.repo).is_dir():
+            raise SourceError(
+                f"{origin.repo} lies in the present folder, too, and `datasets` would read that instead of the hub's",
+                hint="run from another folder, or write ./ before the path to mean the local one",
+            )
         cache = scratch / "cache"
         return _load(
             origin, "hub data set", split, path=origin.repo, name=subset, revision=origin.commit, cache_dir=cache

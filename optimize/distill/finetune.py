@@ -11,14 +11,14 @@ et al., 2019, https://arxiv.org/abs/1810.04805).
         batch_size: 32
 
 The same seed, rows and number of threads give the same bits, also where a killed training goes on from its last
-checkpoint. Because the work is the Trainer's, what `accelerate launch` and `accelerate config` set up (several GPUs,
-FSDP, DeepSpeed) holds here.
+checkpoint. Training curves (`report_to: [tensorboard]`) lie in the run's folder below `logs/`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
+import os
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from optimize.artifact import Artifact
+from optimize.artifact import Artifact, sync_tree
 from optimize.config import Block
 from optimize.context import Context
 from optimize.errors import StageError
@@ -93,7 +93,7 @@ def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
         raise StageError("early stopping needs validation rows", hint="give `data.splits.validation` a share")
     trust = artifact.trust_remote_code
     task, spec = context.task, artifact.task
-    with quiet(), _own_randomness(config):
+    with quiet(), _own_randomness(config), _curves_in(context.logs):
         preprocessor = task.preprocessor(artifact.path, trust_remote_code=trust)
         preprocessor.save_pretrained(context.directory)  # before use, which leaves its truncation in what is saved
         model = task.load_model(artifact.path, spec, trust_remote_code=trust)
@@ -129,10 +129,12 @@ def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
         if config.early_stopping_patience:
             trainer.add_callback(transformers.EarlyStoppingCallback(config.early_stopping_patience))
         trainer.remove_callback(transformers.PrinterCallback)
-        trainer.train(resume_from_checkpoint=_last_checkpoint(context.scratch))
+        outcome = trainer.train(resume_from_checkpoint=_last_checkpoint(context.scratch))
+        _check_loss(outcome.training_loss, "in training")
         details: dict[str, Any] = {"steps": trainer.state.global_step}
         if validation:
             predicted = trainer.predict(validation, metric_key_prefix="validation")
+            _check_loss(predicted.metrics["validation_loss"], "on the validation rows")
             outputs = task.read_outputs({"logits": predicted.predictions}, {})
             details["validation"] = {
                 "loss": predicted.metrics["validation_loss"],
@@ -234,22 +236,37 @@ def _progress(context: Context) -> Any:
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
             if logs and "loss" in logs:
-                if not math.isfinite(logs["loss"]):
-                    raise StageError(
-                        f"the loss is {logs['loss']} at step {state.global_step}",
-                        hint="lower learning_rate, or set precision: float32",
-                    )
+                _check_loss(logs["loss"], f"at step {state.global_step}")
                 self.loss = f"loss {logs['loss']:.3f}"
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _COMPLETE).touch()
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            sync_tree(checkpoint)
+            (checkpoint / _COMPLETE).touch()
 
     return Progress()
+
+
+def _check_loss(loss: float, when: str) -> None:
+    if not math.isfinite(loss):
+        raise StageError(f"the loss is {loss} {when}", hint="lower learning_rate, or set precision: float32")
 
 
 def _last_checkpoint(scratch: Path) -> str | None:
     complete = [path.parent for path in scratch.glob(f"checkpoint-*/{_COMPLETE}")]
     return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None
+
+
+@contextlib.contextmanager
+def _curves_in(folder: Path) -> Iterator[None]:
+    """Tell the Trainer where TensorBoard's files go: by default they lie with the checkpoints, which are removed."""
+    variable = "TENSORBOARD_LOGGING_DIR"
+    chosen = os.environ.setdefault(variable, str(folder))
+    try:
+        yield
+    finally:
+        if chosen == str(folder):
+            del os.environ[variable]
 
 
 @contextlib.contextmanager

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from optimize.errors import EvaluationError
 from optimize.evaluate.bootstrap import Resampled, resample_confusion, resample_means, resample_rows
 from optimize.evaluate.statistics import mcnemar_exact, tang_interval, tango_interval, wilson_interval
 from optimize.evaluate.types import Interval
@@ -29,27 +31,29 @@ class Estimate:
 def score_answers(metric: Metric, outputs: NDArray[Any], targets: NDArray[Any], confidence: float) -> Estimate:
     """One model's own value. `outputs` [n, ...], `targets` [n, ...]."""
     n = len(targets)
-    if metric.kind == "binary":
-        hits = int(_per_row(metric, outputs, targets).sum())
-        return Estimate(hits / n, wilson_interval(hits, n, confidence), n)
-    resampled = _resample(metric, [outputs], targets)
-    return Estimate(float(resampled.point[0]), resampled.interval("value", confidence), n)
+    with _said_of(metric):
+        if metric.kind == "binary":
+            hits = int(_per_row(metric, outputs, targets).sum())
+            return Estimate(hits / n, wilson_interval(hits, n, confidence), n)
+        resampled = _resample(metric, [outputs], targets)
+        return Estimate(float(resampled.point[0]), resampled.interval("value", confidence), n)
 
 
 def compare_answers(
     metric: Metric, candidate: NDArray[Any], over: NDArray[Any], targets: NDArray[Any], confidence: float
 ) -> Estimate:
     """The difference candidate - over, with the ratio in `details`; for 0/1 outcomes the flips both ways as well."""
-    n = len(targets)
-    if metric.kind == "binary":
-        return compare_hits(_per_row(metric, candidate, targets), _per_row(metric, over, targets), confidence)
-    resampled = _resample(metric, [candidate, over], targets)
-    ours, theirs = (float(value) for value in resampled.point)
-    ratio = {
-        "estimate": ours / theirs if theirs > 0 else math.nan,
-        "ci": resampled.interval("ratio", confidence),
-    }
-    return Estimate(ours - theirs, resampled.interval("difference", confidence), n, {"ratio": ratio})
+    with _said_of(metric):
+        if metric.kind == "binary":
+            return compare_hits(_per_row(metric, candidate, targets), _per_row(metric, over, targets), confidence)
+        resampled = _resample(metric, [candidate, over], targets)
+        ours, theirs = (float(value) for value in resampled.point)
+        ratio = {
+            "estimate": ours / theirs if theirs > 0 else math.nan,
+            "ci": resampled.interval("ratio", confidence),
+        }
+        difference = resampled.interval("difference", confidence)
+        return Estimate(ours - theirs, difference, len(targets), {"ratio": ratio})
 
 
 def compare_hits(candidate: NDArray[Any], over: NDArray[Any], confidence: float) -> Estimate:
@@ -66,6 +70,19 @@ def compare_hits(candidate: NDArray[Any], over: NDArray[Any], confidence: float)
         "mcnemar_p": mcnemar_exact(b, c),
     }
     return Estimate((b - c) / n, tango_interval(b, c, n, confidence), n, details)
+
+
+@contextlib.contextmanager
+def _said_of(metric: Metric) -> Iterator[None]:
+    """A metric may be the user's own function: what goes wrong in it is an error of that name."""
+    try:
+        yield
+    except Exception as error:
+        raise EvaluationError(
+            f"metric {metric.name} can't be computed: {type(error).__name__}: {error}",
+            hint="it takes (outputs [n, ...], targets [n, ...]) and returns a number, NaN where that is undefined;"
+            " it is also called on resampled rows, which may lack a class",
+        ) from error
 
 
 def _per_row(metric: Metric, outputs: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.float64]:

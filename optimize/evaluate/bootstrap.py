@@ -24,6 +24,8 @@ Contrast = Literal["value", "difference", "ratio"]
 RESAMPLES = 9_999
 ROW_RESAMPLES = 1_999
 """Where every resample calls a function on all rows. The noise of the 5 % quantile's level is then half a percent."""
+FEWEST_ROWS = 20
+"""Fewer tell nothing about those that were not drawn: one row, resampled, is always itself."""
 JACKKNIFE_GROUPS = 200
 """Rows left out together, to learn the skewness; the acceleration does not depend on the number."""
 BLOCK = 4_000_000
@@ -47,8 +49,8 @@ class Resampled:
         """BCa interval of the first model's value, or of candidate - over, or of candidate / over.
 
         Where every resample gives the same (answers that never differ) it is that one number. It is NaN where the
-        metric is, and infinite where more than one resample in twenty is undefined or, for a ratio, has no positive
-        divisor.
+        metric is, and infinite where there are fewer than `FEWEST_ROWS` or where more than one resample in twenty is
+        undefined or, for a ratio, has no positive divisor.
         """
         point, replicates, jackknife = (
             _contrast(values, contrast) for values in (self.point, self.replicates, self.jackknife)
@@ -56,7 +58,7 @@ class Resampled:
         if not np.isfinite(point):
             return math.nan, math.nan
         finite = replicates[np.isfinite(replicates)]
-        if finite.size < 0.95 * replicates.size:
+        if self.weights.sum() < FEWEST_ROWS or finite.size < 0.95 * replicates.size:
             return -math.inf, math.inf
         return _bca(float(point), finite, jackknife, self.weights, confidence)
 

@@ -14,7 +14,8 @@ FLAGS = (
     *("amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "bf16", "sve", "sve2"),
 )
 """Instruction sets that kernels for small numbers look for."""
-LIBRARIES = ("numpy", "torch", "transformers", "onnxruntime", "openvino")
+LIBRARIES = ("numpy", "torch", "transformers", "tokenizers", "onnxruntime", "openvino")
+OURSELVES = "optimize-workbench"
 
 
 @cache
@@ -109,12 +110,15 @@ def _processor() -> dict[str, Any]:
 
 
 def _libraries() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
+    from importlib.metadata import PackageNotFoundError, entry_points, version
 
     found = {}
-    for name in (*LIBRARIES, "optimize-workbench"):
+    for name in (*LIBRARIES, OURSELVES):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
+    # A third party's runtime or task has a part in every answer as well.
+    for group in ("optimize.runtimes", "optimize.tasks"):
+        found.update({point.dist.name: point.dist.version for point in entry_points(group=group) if point.dist})
     return found

@@ -7,7 +7,7 @@ import hashlib
 import json
 import statistics
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 MEMORY_ROUNDS = 3
 """Fresh processes an artifact, where memory is measured without latency."""
+LOCK = "optimize-measuring.lock"
+"""In the temporary folder, which all on a machine share and other machines do not."""
 
 
 @dataclass(frozen=True)
@@ -95,13 +97,32 @@ def measure_processes(
     slots = slots_of(subjects)
     # A measurement of more artifacts serves for fewer, unless the baseline, and with it the control, is another.
     folder = _folder(settings, outputs, scores, slots[baseline], again)
-    stored = max(
-        (one for one in _stored(folder, scores) if {*slots.values()} <= {*one.timings.slots}),
-        key=lambda one: len(one.timings.kept),
-        default=None,
-    )
+    stored = _stored(folder, scores, slots)
     if stored is not None and not remeasure:
         return stored
+    on_wait = "another measurement is running on this machine, and this one waits for its end"
+    with _alone(lambda: progress.update("scores", 0, 0, on_wait)):
+        # Whoever measured while we waited may have measured this.
+        stored = _stored(folder, scores, slots)
+        if stored is not None and not remeasure:
+            return stored
+        timings = _measure(subjects, slots, baseline, pairs, settings, outputs, stored, progress)
+        path = folder / f"{digest_of(sorted(timings.slots)).removeprefix('sha256:')[:40]}.json"
+        write_bytes(path, json.dumps(timings.to_json(), allow_nan=False).encode())
+    scores.computed.append("timings")
+    return Measured(path, scores)
+
+
+def _measure(
+    subjects: Mapping[str, Artifact],
+    slots: Mapping[str, str],
+    baseline: str,
+    pairs: Sequence[tuple[str, str]],
+    settings: Evaluate,
+    outputs: Outputs,
+    stored: Measured | None,
+    progress: Progress,
+) -> Timings:
     from optimize.evaluate.latency import Plan, measure
     from optimize.evaluate.timings import Timings
 
@@ -131,10 +152,28 @@ def measure_processes(
             ),
         )
         measure(timings, plan)
-    path = folder / f"{digest_of(sorted(timings.slots)).removeprefix('sha256:')[:40]}.json"
-    write_bytes(path, json.dumps(timings.to_json(), allow_nan=False).encode())
-    scores.computed.append("timings")
-    return Measured(path, scores)
+    return timings
+
+
+@contextlib.contextmanager
+def _alone(on_wait: Callable[[], None]) -> Iterator[None]:
+    """While this lasts nobody else on this machine measures: two at once would disturb each other.
+
+    As far as a lock can be had; without one the machine's signals still tell of a disturbance.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(Path(tempfile.gettempdir()) / LOCK, mode=0o666, thread_local=False)
+    with contextlib.suppress(OSError, NotImplementedError):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            on_wait()
+            lock.acquire(poll_interval=0.2)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _folder(settings: Evaluate, outputs: Outputs, scores: Scores, baseline: str, again: bool) -> Path:
@@ -143,19 +182,28 @@ def _folder(settings: Evaluate, outputs: Outputs, scores: Scores, baseline: str,
         "baseline": baseline,
         "again": again,
         "rows": outputs.data.digests[SPLIT],
+        "task": [outputs.task.name, outputs.task.VERSION],
         "settings": settings.latency.model_dump(mode="json") if settings.latency else settings.batch_size,
-        "host": host.fingerprint(),
+        # What the system keeps of the memory for itself differs by some pages from one start to the next.
+        "host": {name: fact for name, fact in host.fingerprint().items() if name != "memory_bytes"},
     }
     return scores.path("timings", key, suffix="")
 
 
-def _stored(folder: Path, scores: Scores) -> Iterator[Measured]:
+def _stored(folder: Path, scores: Scores, slots: Mapping[str, str]) -> Measured | None:
+    """What was measured of just these, else of these and others (the most rounds), else None.
+
+    In that order, so that measuring more artifacts changes no verdict that stands.
+    """
+    wanted = {*slots.values()}
+    found = []
     for path in sorted(folder.glob("[!.]*.json")):
         # A file that can't be read is measured again.
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            found = Measured(path, scores)
-            found.timings  # noqa: B018
-            yield found
+            one = Measured(path, scores)
+            if wanted <= {*one.timings.slots}:
+                found.append(one)
+    return max(found, key=lambda one: (len(one.timings.slots) == len(wanted), len(one.timings.kept)), default=None)
 
 
 def _settings(settings: Evaluate, baseline: Artifact) -> list[Setting]:

@@ -37,7 +37,7 @@ def _macro_f1_of(tables: NDArray[np.int64]) -> NDArray[np.float64]:
     occurrences = tables.sum(axis=-1) + tables.sum(axis=-2)
     hits = np.diagonal(tables, axis1=-2, axis2=-1)
     seen = occurrences > 0
-    return np.asarray((2 * hits / np.where(seen, occurrences, 1)).sum(axis=-1) / seen.sum(axis=-1))
+    return np.asarray((2 * hits / np.where(seen, occurrences, 1)).sum(axis=-1) / np.maximum(seen.sum(axis=-1), 1))
 
 
 def _matthews_of(tables: NDArray[np.int64]) -> NDArray[np.float64]:

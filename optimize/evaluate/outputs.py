@@ -52,10 +52,11 @@ class Outputs:
         return {
             "artifact": artifact.digest,
             "rows": self.data.digests[SPLIT],
+            "task": [self.task.name, self.task.VERSION],
             "batch_size": self.batch_size,
             "threads": self.threads,
             "cpu": machine["cpu"],
-            "libraries": {name: value for name, value in machine["libraries"].items() if name in host.LIBRARIES},
+            "libraries": {name: value for name, value in machine["libraries"].items() if name != host.OURSELVES},
         }
 
     def of(self, name: str, artifact: Artifact) -> NDArray[np.float32]:

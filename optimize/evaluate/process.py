@@ -68,7 +68,7 @@ class Worker:
             raise self._error(
                 f"it did not answer within {patience:.0f} s", "the model hangs, or the machine is far too busy"
             ) from None
-        if not line:
+        if not line.endswith(b"\n"):  # the end of the output, perhaps in the middle of an answer
             code = self._process.wait()
             reason = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
             hint = "it may have run out of memory" if code == -9 else None

@@ -119,16 +119,18 @@ def _processors() -> tuple[dict[int, float], dict[int, float]]:
 
 
 def _throttled() -> float | None:
+    """Every level with a quota counts what it held back itself."""
+    found = []
     for folder in control_groups("cpu"):
         try:
             counters = dict(line.split() for line in (folder / "cpu.stat").read_text().splitlines())
         except (OSError, ValueError):
             continue
         if "throttled_usec" in counters:
-            return int(counters["throttled_usec"]) / 1e6
-        if "throttled_time" in counters:
-            return int(counters["throttled_time"]) / 1e9
-    return None
+            found.append(int(counters["throttled_usec"]) / 1e6)
+        elif "throttled_time" in counters:
+            found.append(int(counters["throttled_time"]) / 1e9)
+    return sum(found) if found else None
 
 
 def _pressure() -> float | None:

@@ -109,10 +109,10 @@ def _export(model: Any, sample: Inputs, config: Config) -> onnx_ir.Model:
     inputs = {name: torch.from_numpy(array) for name, array in sample.items() if name in takes}
     if len(next(iter(inputs.values()))) == 1:  # tracing would take it for a fixed size
         inputs = {name: tensor.repeat(2, 1) for name, tensor in inputs.items()}
-    settings = OnnxConfig(
-        dynamic=True, opset_version=config.opset, ort_fusions=None if config.fusions == "none" else config.fusions
-    )
+    # Releases of transformers before 5.23 export as well, but know no fusions.
+    fusions: dict[str, Any] = {} if config.fusions == "none" else {"ort_fusions": config.fusions}
     try:
+        settings = OnnxConfig(dynamic=True, opset_version=config.opset, **fusions)
         exporter: Any = OnnxExporter()  # type: ignore[no-untyped-call]
         graph: onnx_ir.Model = exporter.export(model, inputs, config=settings).program
     except Exception as error:  # the exporter raises whatever torch does

@@ -5,7 +5,7 @@ A check that lacks what it needs (the task is unknown, a stage is broken) stays 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import entry_points
@@ -205,17 +205,18 @@ def _check_sources(parts: _Parts) -> None:
     from optimize.source import check as check_source
 
     data = _get(parts.top, "data", "source")
-    places: list[tuple[Literal["model", "data"], Trail, Any]] = [
-        ("model", ("model", "source"), _get(parts.top, "model", "source")),
-        ("data", ("data", "source"), data),
+    places: list[tuple[Literal["model", "data"], Trail, Any, Any]] = [
+        ("model", ("model", "source"), _get(parts.top, "model", "source"), _get(parts.top, "model", "revision")),
+        ("data", ("data", "source"), data, _get(parts.top, "data", "revision")),
     ]
     splits = _get(parts.top, "data", "splits")
     for split, place in splits.items() if isinstance(splits, dict) else ():
         # Beside a source a plain word may be the name of a split that the hub knows.
         if isinstance(place, str) and not (data is not None and place.isidentifier()):
-            places.append(("data", ("data", "splits", split), place))
-    for kind, trail, place in places:
-        if isinstance(place, str) and (message := check_source(place, parts.base, kind)):
+            places.append(("data", ("data", "splits", split), place, None))
+    for kind, trail, place, revision in places:
+        known = revision if isinstance(revision, str) else None
+        if isinstance(place, str) and (message := check_source(place, parts.base, kind, known)):
             parts.text.report(trail, message)
 
 
@@ -312,3 +313,11 @@ def _check_promote(parts: _Parts) -> None:
     elif parts.promote and parts.leaves and len(parts.leaves) > 1:
         names = ", ".join(f"`{name}`" for name in parts.leaves)
         parts.text.report(("promote",), f"several leaves could pass: {names}", "choose the best: `select: METRIC`")
+    if parts.promote and parts.leaves and not any(_judges_a_leaf(gate, parts.leaves) for _, gate in parts.gates):
+        message = "nothing could ever be promoted: no gate judges the end of the chain, so there is no verdict on it"
+        parts.text.report(("promote",), message, "add `gates`", key=True)
+
+
+def _judges_a_leaf(gate: Gate, leaves: Sequence[str]) -> bool:
+    named = (gate.on,) if isinstance(gate.on, str) else gate.on
+    return named is None or not set(leaves).isdisjoint(named)

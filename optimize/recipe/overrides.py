@@ -13,7 +13,7 @@ from typing import Any
 
 from optimize.recipe.blocks import did_you_mean
 from optimize.recipe.reader import parse_value
-from optimize.recipe.text import Text, Trail
+from optimize.recipe.text import MAX_DEPTH, Text, Trail
 from optimize.stages import VERBS
 
 PREFIX = "OPTIMIZE_RECIPE__"
@@ -48,6 +48,9 @@ def _set(text: Text, keys: list[str], raw: str, origin: str, *, separator: str, 
     fresh: Trail | None = None
     while keys:
         step: str | int
+        if len(trail) == MAX_DEPTH:
+            text.report_elsewhere(origin, f"this is nested more than {MAX_DEPTH} deep")
+            return
         if isinstance(holder, list):
             step, keys, fault = _item(holder, keys, stages=trail == ("stages",), separator=separator, any_case=any_case)
             if fault:

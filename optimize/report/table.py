@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from optimize.run import verdict_on
 
 HEADERS = ("artifact", "quality", "p50", "speed-up", "size", "verdict")
 _MARKS = {"pass": "pass", "fail": "FAIL", "inconclusive": "inconclusive"}
@@ -38,7 +41,8 @@ class Table:
         from optimize.terminal import result_table
 
         text = io.StringIO()
-        Console(file=text, width=120, color_system=None).print(result_table(self.document))
+        # In a notebook rich would draw beside the file it is given.
+        Console(file=text, width=120, color_system=None, force_jupyter=False).print(result_table(self.document))
         return text.getvalue().rstrip()
 
     def _repr_html_(self) -> str:
@@ -63,12 +67,14 @@ def summary(document: Mapping[str, Any]) -> str:
     verdict = document["verdict"]
     if verdict is None:
         return "No gate was asked, so there is no verdict and nothing is promoted."
-    gates = document["gates"]
+    gates = _deciding(document)
     if verdict == "pass":
         said = f"PASS: {_count(len(gates), 'gate check')} held; closest: {_gate(min(gates, key=_closeness))}"
         promoted = document["promoted"]
         if promoted:
             said += f"; promoted to {document['recipe']}@{promoted['alias']} as version {promoted['version']}"
+        elif unjudged := _selected_unjudged(document):
+            said += f"; nothing was promoted, since no gate judges {unjudged}"
         return said + "."
     deciding = [gate for gate in gates if gate["verdict"] == verdict]
     others = f" (and {len(deciding) - 1} more)" if len(deciding) > 1 else ""
@@ -78,18 +84,31 @@ def summary(document: Mapping[str, Any]) -> str:
 
 def verdict_of(document: Mapping[str, Any], name: str) -> str:
     """The verdict on one artifact, or empty where no gate judged it."""
-    found = {gate["verdict"] for gate in document["gates"] if gate["artifact"] == name}
-    return next((_MARKS[verdict] for verdict in ("fail", "inconclusive", "pass") if verdict in found), "")
+    verdict = verdict_on(document, name)
+    return _MARKS[verdict] if verdict else ""
+
+
+def _deciding(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The gates that the run's verdict is of: where one of several leaves was selected, its confirmation speaks."""
+    confirmation = document.get("confirmation")
+    if not confirmation:
+        return list(document["gates"])
+    others = (gate for gate in document["gates"] if gate["artifact"] not in confirmation["among"])
+    return [*others, *confirmation["gates"]]
+
+
+def _selected_unjudged(document: Mapping[str, Any]) -> str | None:
+    names = [one["name"] for one in document["artifacts"] if one["digest"] == document["selected"]]
+    return names[-1] if names and not any(verdict_on(document, name) for name in names) else None
 
 
 def _quality(document: Mapping[str, Any], artifact: Mapping[str, Any]) -> Iterable[str]:
     for metric, score in artifact["scores"].items():
         if not isinstance(score, Mapping) or "value" not in score:
             continue
-        line = f"{metric} {score['value']:.4f}"
+        line = f"{metric} {_shown(score['value'], '.4f')}"
         for comparison in _over_baseline(document, artifact, metric):
-            low, high = comparison["ci"]
-            line += f" {comparison['estimate']:+.4f} [{low:+.4f}, {high:+.4f}]"
+            line += f" {_with_interval(comparison, '+.4f')}"
         yield line
 
 
@@ -100,8 +119,7 @@ def _latency(artifact: Mapping[str, Any]) -> Iterable[str]:
 
 def _speed_up(document: Mapping[str, Any], artifact: Mapping[str, Any]) -> Iterable[str]:
     for comparison in _over_baseline(document, artifact, "latency"):
-        low, high = comparison["ci"]
-        yield f"{comparison['estimate']:.2f}x [{low:.2f}, {high:.2f}]"
+        yield _with_interval(comparison, ".2f", "x")
 
 
 def _size(document: Mapping[str, Any], artifact: Mapping[str, Any]) -> Iterable[str]:
@@ -123,6 +141,16 @@ def _over_baseline(
     )
 
 
+def _with_interval(comparison: Mapping[str, Any], form: str, unit: str = "") -> str:
+    low, high = (_shown(end, form) for end in comparison["ci"])
+    return f"{_shown(comparison['estimate'], form)}{unit} [{low}, {high}]"
+
+
+def _shown(value: float | None, form: str) -> str:
+    """What is no finite number is null in run.json."""
+    return "?" if value is None else format(value, form)
+
+
 def _gate(gate: Mapping[str, Any]) -> str:
     return f"{gate['artifact']}: {gate['reason']}"
 
@@ -130,6 +158,8 @@ def _gate(gate: Mapping[str, Any]) -> str:
 def _closeness(gate: Mapping[str, Any]) -> float:
     """How near the estimate is to the limit, relative to the limit's size."""
     (limit,) = gate["limit"].values()
+    if gate["margin"] is None:
+        return math.inf
     return float(abs(gate["margin"]) / max(abs(limit), 1e-9))
 
 

@@ -148,10 +148,12 @@ def locate(source: str, base: Path, kind: Literal["model", "data"], revision: st
     )
 
 
-def check(source: str, base: Path, kind: Literal["model", "data"]) -> str | None:
+def check(source: str, base: Path, kind: Literal["model", "data"], revision: str | None = None) -> str | None:
     """What `validate` can say about a source: a message, or None where nothing seems wrong. Cheap and offline."""
     try:
-        origin = locate(source, base, kind)
+        origin = locate(source, base, kind, revision)
+        if revision is not None and not isinstance(origin, Hub):
+            raise SourceError(f"`revision` says nothing here: {source} is not taken from the hub", hint="leave it out")
         if isinstance(origin, Local) and kind == "model":
             with disk_errors(origin):
                 check_names(origin, origin.names())

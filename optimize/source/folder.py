@@ -45,7 +45,8 @@ def load_folder(path: Path, *, trust_remote_code: bool = False) -> Artifact:
 def _task(folder: Path) -> dict[str, Any]:
     """`Artifact.task`, from config.json."""
     config = json.loads((folder / "config.json").read_bytes())
-    names = [str(name) for name in config.get("architectures") or ()]
+    said = config.get("architectures")
+    names = [str(name) for name in said] if isinstance(said, list) else []
     task = next((TASKS[end] for end in TASKS for name in names if name.endswith(end)), None)
     if task is None:
         told = f"of architecture {names[0]}" if names else "without `architectures` in its config.json"

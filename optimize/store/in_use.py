@@ -65,11 +65,11 @@ class Owner:
 
     def add(self, *names: str) -> None:
         """Pin keys or digests. Look at them afterwards, not before."""
-        pins = self._pins.union(names)
-        if pins != self._pins:
-            with self._in_use.lock():
+        if not self._pins.issuperset(names):
+            with self._in_use.lock():  # before the sum, or the names of another thread would be lost
+                pins = self._pins.union(names)
                 self._write(pins)
-            self._pins = pins
+                self._pins = pins
 
     def release(self) -> None:
         self._lock.release()

@@ -53,6 +53,8 @@ class Task(ABC):
     """What a later task implements. Instances are stateless; `spec` travels with the artifact."""
 
     name: ClassVar[str]
+    VERSION: ClassVar[int] = 1
+    """Raised when the same rows would be read or made into other inputs than before; part of every key."""
     Data: ClassVar[type[DataConfig]]
     """The recipe's `data` block: the common keys and the task's own columns."""
     metrics: ClassVar[Mapping[str, Metric]]

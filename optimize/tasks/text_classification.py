@@ -98,13 +98,16 @@ class TextClassification(Task):
 
     def check_source(self, path: Path, spec: Mapping[str, Any]) -> bool:
         config = _read_json(path / "config.json")
-        if not any(name.endswith(HEAD) for name in config.get("architectures") or ()):
-            return False
-        if config.get("problem_type") in ("regression", "multi_label_classification"):
-            raise SourceError(f"the model's head is for {config['problem_type'].replace('_', ' ')}, not for one label")
-        # transformers leaves the names out of config.json where they are these.
-        named = config.get("id2label") or {i: f"LABEL_{i}" for i in range(int(config.get("num_labels", 2)))}
-        theirs = [str(named[i]) for i in sorted(named, key=int)]
+        try:
+            if not any(name.endswith(HEAD) for name in config.get("architectures") or ()):
+                return False
+            # transformers leaves the names out of config.json where they are these.
+            named = config.get("id2label") or {i: f"LABEL_{i}" for i in range(int(config.get("num_labels", 2)))}
+            theirs = [str(named[i]) for i in sorted(named, key=int)]
+        except (AttributeError, TypeError, ValueError, LookupError) as error:
+            raise SourceError(f"config.json makes no sense: {error}", location=str(path)) from error
+        if (kind := config.get("problem_type")) in ("regression", "multi_label_classification"):
+            raise SourceError(f"the model's head is for {kind.replace('_', ' ')}, not for one label")
         ours = list(spec["labels"])
         numbers = [str(i) for i in range(len(theirs))]
         generic = theirs == [f"LABEL_{i}" for i in range(len(theirs))]
@@ -157,12 +160,15 @@ class TextClassification(Task):
 
         try:
             with quiet():
-                name = _read_json(path / "tokenizer_config.json").get("tokenizer_class")
+                config = path / "tokenizer_config.json"
+                name = _read_json(config).get("tokenizer_class") if config.exists() else None
                 cls = getattr(transformers, str(name), None)
                 if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedTokenizerBase)):
                     cls = transformers.AutoTokenizer
                 return cls.from_pretrained(path, local_files_only=True, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError, KeyError) as error:
+        except SourceError:
+            raise
+        except Exception as error:  # tokenizers raises plain ones
             raise SourceError(f"the tokenizer can't be loaded: {_first_line(error)}", location=str(path)) from error
 
     # Inputs

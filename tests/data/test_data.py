@@ -21,7 +21,9 @@ from pydantic import ValidationError
 from optimize import data as module
 from optimize import tasks
 from optimize.data import Data, DataConfig, prepare, prepared
+from optimize.data.tables import read
 from optimize.errors import SourceError, StageError, StoreError
+from optimize.source.hub import Hub
 from optimize.work import Work
 
 TASK = tasks.get("text-classification")
@@ -420,3 +422,19 @@ def test_the_quickstarts_rows(work: Work) -> None:
     assert data.num_rows["evaluation"] == pytest.approx(2559, abs=2)
     for split in data.num_rows:
         assert sum(data.rows(split)["label"].to_pylist()) == pytest.approx(data.num_rows[split] / 2, abs=1)
+
+
+def test_a_named_split_needs_a_hub_data_set(run: Prepare, tmp_path: Path) -> None:
+    write(tmp_path / "a.csv", many(8))
+    with pytest.raises(SourceError, match="names 'test', but a"):
+        run(source="a.csv", splits={"train": 1.0, "evaluation": "test"})
+
+
+def test_a_folder_where_the_user_stands_is_not_taken_for_the_hubs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "org/rows").mkdir(parents=True)
+    write(tmp_path / "org/rows/a.csv", many(8))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SourceError, match="org/rows lies in the present folder, too"):
+        read(Hub("org/rows", "0" * 40, "dataset"), tmp_path, format=None, subset=None, split=None)

@@ -103,6 +103,8 @@ def test_a_loss_that_is_no_number_is_an_error(pico_source: Artifact, new_context
     settings = {**QUICK, "optim": "sgd", "learning_rate": 1e30, "max_grad_norm": 1e30, "warmup_ratio": 0}
     with pytest.raises(StageError, match=r"the loss is (nan|inf) at step 10"):
         run(pico_source, Config(**settings, epochs=2), new_context())
+    with pytest.raises(StageError, match=r"the loss is (nan|inf) (in training|on the validation rows)"):
+        run(pico_source, Config(**settings, epochs=0.5), new_context())
 
 
 def test_early_stopping_without_validation_rows_is_an_error(

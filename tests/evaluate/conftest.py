@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -165,11 +166,13 @@ def runtimes_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def measured(work: Work, toy_data: ToyData, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Calls `evaluate` on toys: the first is the baseline. The machine may be busy with tests: no round is dropped."""
+def measured(work: Work, toy_data: ToyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Calls `evaluate` on toys: the first is the baseline. The machine may be busy with tests: no round is dropped, and
+    nobody waits for other tests' measurements."""
     from optimize.evaluate import evaluate, signals
 
     monkeypatch.setattr(signals, "disturbances", lambda found: [])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
     def run(subjects: Mapping[str, Artifact], *, data: ToyData = toy_data, **changes: Any) -> Any:
         names = list(subjects)

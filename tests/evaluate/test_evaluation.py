@@ -1,19 +1,25 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from optimize.artifact import Artifact
 from optimize.errors import EvaluationError
 from optimize.evaluate import CONFIDENCE, host, latency, outputs, scores
 from optimize.evaluate.gates import judge
+from optimize.evaluate.measured import LOCK
 from optimize.evaluate.timings import CONTROL, Round, Timings
 from optimize.progress import Progress
 from optimize.recipe import Gate
+from optimize.tasks.text_classification import TextClassification
 
 LABEL = "batch_size=1,sequence_length=8,threads=1"
 NO_PROCESSES = {"latency": None, "peak_memory": False}
@@ -134,7 +140,43 @@ def test_measuring_again_adds_rounds_and_says_so(
     assert measured({"base": base, "one": one, "two": two}).measurement == first.measurement
 
 
-@pytest.mark.parametrize("change", ["baseline", "rows", "settings", "host", "evaluator"])
+def test_measuring_more_artifacts_changes_no_verdict_that_stands(
+    measured: Measured, toy: Toy, rounds_made: list[tuple[str, ...]]
+) -> None:
+    pair = {"base": toy("a"), "one": toy("b", seed=1)}
+    alone = measured(pair)
+    measured({**pair, "two": toy("c", seed=2)})
+    measured({**pair, "two": toy("c2", seed=2)}, remeasure=True)
+    assert len(rounds_made) == 18
+    assert measured(pair).compare("one", "base", "latency") == alone.compare("one", "base", "latency")
+
+
+def test_who_measures_is_alone_on_the_machine(
+    measured: Measured, toy: Toy, rounds_made: list[tuple[str, ...]], tmp_path: Path
+) -> None:
+    subjects = {"a": toy("a"), "b": toy("b", seed=1)}
+    told = [Told(), Told()]
+    with ThreadPoolExecutor(2) as pool:
+        with FileLock(tmp_path / LOCK):
+            both = [pool.submit(measured, subjects, progress=one) for one in told]
+            end = time.monotonic() + 60
+            while not all(any("another measurement" in event[-1] for event in one.events[1:]) for one in told):
+                assert time.monotonic() < end
+                time.sleep(0.01)
+            assert not rounds_made
+        assert both[0].result(60).measurement == both[1].result(60).measurement
+    # The second found what it wanted when its turn came.
+    assert len(rounds_made) == 6
+
+
+def test_without_a_lock_it_is_measured_all_the_same(
+    measured: Measured, toy: Toy, rounds_made: list[tuple[str, ...]], tmp_path: Path
+) -> None:
+    (tmp_path / LOCK).mkdir()
+    assert measured({"a": toy("a")}).measurement["rounds"] == len(rounds_made) == 6
+
+
+@pytest.mark.parametrize("change", ["baseline", "rows", "settings", "host", "evaluator", "task"])
 def test_what_differs_is_measured_anew(
     change: str,
     measured: Measured,
@@ -155,8 +197,13 @@ def test_what_differs_is_measured_anew(
         latency_settings = {"batch_sizes": (1,), "sequence_length": 8, "rounds": 7, "half_width": 1.0}
         changes["settings"] = {"latency": latency_settings}
     elif change == "host":
-        elsewhere = {**host.fingerprint(), "cpu": {"model": "another"}}
+        rebooted = {**host.fingerprint(), "memory_bytes": 2**30}
+        monkeypatch.setattr(host, "fingerprint", lambda: rebooted)
+        assert measured(subjects).reused
+        elsewhere = {**rebooted, "cpu": {"model": "another"}}
         monkeypatch.setattr(host, "fingerprint", lambda: elsewhere)
+    elif change == "task":
+        monkeypatch.setattr(TextClassification, "VERSION", 99)
     else:
         monkeypatch.setattr(scores, "VERSION", 99)
     again = measured(subjects, **changes)

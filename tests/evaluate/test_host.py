@@ -11,12 +11,18 @@ from optimize.evaluate import host
 
 
 def test_fingerprint_says_what_matters_and_stays_the_same() -> None:
+    host.fingerprint.cache_clear()
     found = host.fingerprint()
     assert set(found) == {"cpu", "memory_bytes", "os", "python", "libraries"}
     assert found["cpu"]["model"]
     assert {"numpy", "torch", "onnxruntime", "optimize-workbench"} <= set(found["libraries"])
     assert found["memory_bytes"] > 2**26
     assert host.fingerprint.__wrapped__() == found
+
+
+@pytest.mark.usefixtures("runtimes_installed")
+def test_a_third_partys_runtime_is_among_the_libraries() -> None:
+    assert host.fingerprint.__wrapped__()["libraries"]["spoilt"] == "1.0"
 
 
 def test_fingerprint_is_quick_and_imports_no_library() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from optimize.evaluate import latency, process
 from optimize.evaluate.latency import Plan, measure
 from optimize.evaluate.process import Worker, workers
 from optimize.evaluate.timings import CONTROL, Round, Setting, Timings
+from optimize.evaluate.worker import Served
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs POSIX signals")
 
@@ -129,6 +131,29 @@ def test_workers_have_the_same_threads_and_processors(toy: Callable[..., Artifac
     assert threads
     assert all(thread == {core} for thread in threads)
     assert {"OMP_NUM_THREADS=1", "MKL_NUM_THREADS=1", "OPENBLAS_NUM_THREADS=1"} <= set(environment)
+
+
+def test_usage_counts_the_lead_in() -> None:
+    """Else our own work on the processors that measure would pass for somebody else's, and drop every round."""
+
+    def burn(inputs: Any) -> None:
+        end = time.process_time() + 0.02
+        while time.process_time() < end:
+            pass
+
+    served = object.__new__(Served)
+    served.inputs, served.session = [{}], SimpleNamespace(run=burn)
+    told = served.run(0, calls=2, lead_in=True)
+    assert len(told["seconds"]) == 2
+    assert told["cpu"] >= 0.06
+
+
+def test_an_answer_cut_short_is_a_death(toy: Callable[..., Artifact], tmp_path: Path) -> None:
+    with workers([("a", toy("a"))], 1, tmp_path) as (worker,):
+        worker._lines.put(b'{"seco')
+        worker._process.kill()
+        with pytest.raises(EvaluationError, match="SIGKILL"):
+            worker.reply()
 
 
 def test_who_waits_is_stopped(toy: Callable[..., Artifact], tmp_path: Path) -> None:

@@ -59,8 +59,8 @@ def test_throttling_in_both_versions_of_control_groups(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cpu.stat").write_text(text)
-    monkeypatch.setattr(signals, "control_groups", lambda controller: iter([tmp_path / "gone", tmp_path]))
-    assert signals.read().throttled == 2.5
+    monkeypatch.setattr(signals, "control_groups", lambda controller: iter([tmp_path / "gone", tmp_path, tmp_path]))
+    assert signals.read().throttled == 5.0
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity here")

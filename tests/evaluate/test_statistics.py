@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from scipy.stats import binom, bootstrap, norm
 
+from optimize.errors import EvaluationError
 from optimize.evaluate import bootstrap as resampling
 from optimize.evaluate.answers import compare_answers, compare_hits, score_answers
 from optimize.evaluate.metrics import ACCURACY, MACRO_F1, MATTHEWS
@@ -239,6 +240,29 @@ def test_degenerate_answers_are_told_apart_from_unknown_ones():
     assert abs(hopeless) < 0.2
     ratio = compare_answers(MATTHEWS, a, np.eye(3)[np.roll(targets, 1)], targets, CONFIDENCE).details["ratio"]
     assert ratio["ci"] == (-math.inf, math.inf) or math.isnan(ratio["estimate"]), "no share of about nothing"
+
+
+def test_a_handful_of_rows_has_no_bootstrap_interval():
+    right, wrong = np.eye(2)[[0]], np.eye(2)[[1]]
+    for metric in (MACRO_F1, MATTHEWS):
+        found = compare_answers(metric, right, wrong, np.array([0]), CONFIDENCE)
+        assert found.ci == (-math.inf, math.inf), "one row, drawn again, is always itself"
+    targets, candidate, over = classified(resampling.FEWEST_ROWS, 3)
+    few, enough = (
+        compare_answers(MACRO_F1, np.eye(3)[candidate[:n]], np.eye(3)[over[:n]], targets[:n], CONFIDENCE).ci
+        for n in (resampling.FEWEST_ROWS - 1, resampling.FEWEST_ROWS)
+    )
+    assert few == (-math.inf, math.inf)
+    assert all(map(math.isfinite, enough))
+
+
+def test_a_metric_that_fails_is_an_error_of_its_name():
+    targets, candidate, over = classified(50, 3)
+    picky = Metric("mine:picky", True, "set", compute=lambda outputs, targets: 1 / 0)
+    with pytest.raises(EvaluationError, match="mine:picky can't be computed: ZeroDivisionError"):
+        compare_answers(picky, np.eye(3)[candidate], np.eye(3)[over], targets, CONFIDENCE)
+    with pytest.raises(EvaluationError, match="mine:picky"):
+        score_answers(picky, np.eye(3)[candidate], targets, CONFIDENCE)
 
 
 def test_one_model_is_scored_with_its_own_interval():

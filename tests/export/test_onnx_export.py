@@ -102,7 +102,7 @@ spec = {{"name": "text-classification", "max_length": 32, "labels": ["negative",
 for name in ("artifact", "scratch"):
     (root / name).mkdir()
 source = Artifact.from_directory(Path({str(pico_model)!r}), format="transformers", task=spec)
-run(source, Config(), Context(root / "artifact", root / "scratch", task, data))
+run(source, Config(), Context(root / "artifact", root / "scratch", task, data, root / "logs"))
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, timeout=120, capture_output=True, text=True)
     assert done.stdout == ""

@@ -277,6 +277,11 @@ def test_a_wrong_override_is_named_as_the_place(folder: Path, override: str, mes
     assert (found.message, found.hint, found.location) == (message, hint, f"--set {override}")
 
 
+def test_an_override_can_not_nest_without_end(folder: Path) -> None:
+    found = mistakes(folder, TEXT, ("data.filter" + ".x" * 5000 + "=1",))
+    assert "this is nested more than 24 deep" in [item.message for item in found]
+
+
 def test_a_wrong_variable_is_named_as_the_place(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPTIMIZE_RECIPE__STAGES__0__EPOCHS", "-1")
     found = only(mistakes(folder, TEXT))

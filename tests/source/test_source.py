@@ -92,6 +92,12 @@ def test_a_revision_is_no_path(tmp_path: Path, revision: str) -> None:
         locate("org/name", tmp_path, "model", revision)
 
 
+def test_a_revision_of_what_is_not_on_the_hub_is_a_mistake(folder: Path, tmp_path: Path) -> None:
+    assert check("org/name", tmp_path, "model", "v1") is None
+    for source in (str(folder), "wheel://a==1/b"):
+        assert "`revision` says nothing here" in str(check(source, tmp_path, "model", "v1"))
+
+
 def test_check_is_content_with_what_may_be(folder: Path, tmp_path: Path) -> None:
     for source in (str(folder), "org/name", "wheel://a==1/b", "./model"):
         assert check(source, tmp_path, "model") is None
@@ -192,10 +198,34 @@ def test_code_of_the_model_needs_trust(folder: Path, tmp_path: Path, name: str, 
     assert "modeling_evil.py" in copied(folder, tmp_path / "trusted", trust=True)
 
 
-def test_code_of_another_repository_is_refused_even_when_trusted(folder: Path, tmp_path: Path) -> None:
-    (folder / "config.json").write_text(json.dumps({"auto_map": {"AutoModel": "org/other--modeling.Model"}}))
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"auto_map": {"AutoModel": "org/other--modeling.Model"}},
+        {"attn_implementation": "org/kernel"},
+        {"text_config": {"_attn_implementation": {"": "org/kernel@main:attention"}}},
+    ],
+)
+def test_code_of_another_repository_is_refused_even_when_trusted(
+    folder: Path, tmp_path: Path, config: dict[str, Any]
+) -> None:
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SourceError, match="code of the model's own"):
+        copied(folder, tmp_path / "untrusted")
     with pytest.raises(SourceError, match="code of another repository"):
         copied(folder, tmp_path / "out", trust=True)
+
+
+@pytest.mark.parametrize("config", [{"vocab": "/etc/passwd"}, {"init_inputs": ["/etc/passwd"]}])
+def test_a_vocabulary_from_elsewhere_is_refused(folder: Path, tmp_path: Path, config: dict[str, Any]) -> None:
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer", **config}))
+    with pytest.raises(SourceError, match=r"takes '(vocab|init_inputs)' from '/etc/passwd'"):
+        copied(folder, tmp_path / "out")
+
+
+def test_an_adapter_is_refused(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "/elsewhere"}')
+    assert "it is an adapter to another model" in str(check(str(folder), Path(), "model"))
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"a":' + b"[" * 100_000])

@@ -148,10 +148,22 @@ def test_a_hostile_member_condemns_the_wheel(
     build: Build, tmp_path: Path, member: str | zipfile.ZipInfo, content: bytes
 ) -> None:
     build({**MEMBERS, member: content})
-    with pytest.raises(SourceError, match=r"leads out of it|is a link"):
-        taken(SOURCE, tmp_path / "out")
-    assert list((tmp_path / "out").iterdir()) == []
+    for number, source in enumerate((SOURCE, "wheel://pico-files==1.0/pico_files/rows.csv")):
+        with pytest.raises(SourceError, match=r"leads out of it|is a link"):
+            taken(source, tmp_path / f"out{number}")
+        assert list((tmp_path / f"out{number}").iterdir()) == []
     assert not list(tmp_path.rglob("escaped"))
+
+
+def test_nothing_that_lies_where_the_user_stands_runs(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(MEMBERS)
+    cloned = tmp_path / "cloned"
+    cloned.mkdir()
+    (cloned / "pip.py").write_text("raise SystemExit('ran')")
+    monkeypatch.chdir(cloned)
+    assert taken(SOURCE, tmp_path / "out")["config.json"] == b"{}"
 
 
 def test_a_bomb_is_not_unpacked(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,6 +136,23 @@ def test_a_regression_head_is_refused(tmp_path: Path) -> None:
         TASK.check_source(folder(tmp_path, **HEAD, problem_type="regression"), SPEC)
 
 
+@pytest.mark.parametrize(
+    "config", [{"architectures": 5}, {"architectures": [5]}, {**HEAD, "id2label": {"a": "b"}}, {**HEAD, "id2label": 5}]
+)
+def test_a_config_that_makes_no_sense_is_refused(tmp_path: Path, config: dict) -> None:
+    with pytest.raises(SourceError, match="makes no sense"):
+        TASK.check_source(folder(tmp_path, **config), SPEC)
+
+
+def test_a_broken_tokenizer_is_refused_and_its_config_may_be_missing(pico_model: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_bytes((pico_model / name).read_bytes())
+    assert TASK.preprocessor(tmp_path)("good")["input_ids"] == TASK.preprocessor(pico_model)("good")["input_ids"]
+    (tmp_path / "tokenizer.json").write_text('{"model": 5}')
+    with pytest.raises(SourceError, match="the tokenizer can't be loaded"):
+        TASK.preprocessor(tmp_path)
+
+
 def test_inputs_are_cut_padded_and_sorted(pico_model: Path) -> None:
     tokenizer = TASK.preprocessor(pico_model)
     features = TASK.encode(tokenizer, TASK.rows_of(["good", "a good film", "film " * 40]), SPEC)
