@@ -154,6 +154,7 @@ def _take_source(recipe: Recipe, store: Store, task: Task, data: Data, progress:
 
     def take(directory: Path) -> Artifact:
         source.copy_to(directory)
+        task.check_source(directory, step.inputs["task"])  # before it is stored
         return Artifact.from_directory(
             directory,
             format="transformers",

@@ -51,7 +51,10 @@ def test_a_recipe_ends_in_a_promoted_artifact_and_runs_only_once(
     answers = run["int8"].predict(["a great film", "a dull story"])
     assert [set(answer) for answer in answers] == [{"label", "score"}] * 2
     loaded = optimize.load("pico-sentiment@production", work=module_work)
-    assert loaded.predict(["a great film"]) == answers[:1]
+    (answer,) = loaded.predict(["a great film"])
+    # Alone in its batch: dynamic quantisation takes the range of activations from the whole batch.
+    assert answer["label"] == answers[0]["label"]
+    assert answer["score"] == pytest.approx(answers[0]["score"], abs=0.01)
     assert not module_work.store.verify_all()
 
 
@@ -188,13 +191,11 @@ def test_the_leaf_that_others_are_compared_with_may_be_picked(quick: dict[str, A
     assert run.document["promoted"]["digest"] == run["per-tensor"].artifact.digest
 
 
-def test_an_artifact_that_no_gate_judged_is_not_promoted(quick: dict[str, Any], work: Work) -> None:
+def test_a_promotion_that_no_gate_could_allow_is_a_mistake(quick: dict[str, Any], work: Work) -> None:
     quick["gates"] = [{"metric": "size", "max_ratio": 9, "on": "onnx"}]
     quick["promote"] = {"alias": "production"}
-    run = optimize.apply(quick, work=work)
-    assert (run.verdict, run.exit_code, run.document["promoted"]) == ("pass", 0, None)
-    assert "no gate judges int8" in run.summary
-    assert not work.registry.list()
+    with pytest.raises(RecipeError, match="no gate judges"):
+        optimize.apply(quick, work=work)
 
 
 def test_overrides_of_a_loaded_recipe(quick: dict[str, Any], work: Work) -> None:

@@ -121,10 +121,16 @@ class Wheel:
         for info in archive.infolist():
             # orig_filename: zipfile cuts a name at its first NUL and turns backslashes round on Windows.
             if not _plain(info.orig_filename.removesuffix("/")):
-                raise SourceError(f"the wheel {self} has a member that leads out of it: {info.orig_filename!r}")
+                raise SourceError(
+                    f"the wheel {self} has a member that leads out of it: {info.orig_filename!r}",
+                    hint="a wheel built like that is broken or hostile: take another version",
+                )
             kind = stat.S_IFMT(info.external_attr >> 16)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise SourceError(f"the wheel {self} has a member that is a link or no plain file: {info.filename!r}")
+                raise SourceError(
+                    f"the wheel {self} has a member that is a link or no plain file: {info.filename!r}",
+                    hint="a wheel built like that is broken or hostile: take another version",
+                )
             if info.is_dir():
                 continue
             if info.filename == self.path:
