@@ -109,12 +109,13 @@ def _export(model: Any, sample: Inputs, config: Config) -> onnx_ir.Model:
     inputs = {name: torch.from_numpy(array) for name, array in sample.items() if name in takes}
     if len(next(iter(inputs.values()))) == 1:  # tracing would take it for a fixed size
         inputs = {name: tensor.repeat(2, 1) for name, tensor in inputs.items()}
-    # Releases of transformers before 5.23 export as well, but know no fusions.
+    # transformers before 5.23 (the last for Python 3.10) knows no fusions and gives torch's own `ONNXProgram`.
     fusions: dict[str, Any] = {} if config.fusions == "none" else {"ort_fusions": config.fusions}
     try:
         settings = OnnxConfig(dynamic=True, opset_version=config.opset, **fusions)
         exporter: Any = OnnxExporter()  # type: ignore[no-untyped-call]
-        graph: onnx_ir.Model = exporter.export(model, inputs, config=settings).program
+        exported = exporter.export(model, inputs, config=settings)
+        graph: onnx_ir.Model = exported.program if hasattr(exported, "program") else exported.model
     except Exception as error:  # the exporter raises whatever torch does
         reason = str(error).strip().partition("\n")[0]
         raise StageError(
