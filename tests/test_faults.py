@@ -1,4 +1,4 @@
-"""Kill `apply` at random moments: the store verifies, and a plain re-run finishes with the same digests."""
+"""Kill `apply` at random moments, or start it twice: the store verifies, and nothing is lost or done twice."""
 
 from __future__ import annotations
 
@@ -60,6 +60,18 @@ def test_thirty_kills_leave_a_store_that_verifies(pico_recipe: dict[str, Any], t
 
     with ThreadPoolExecutor(2) as pool:
         assert sum(pool.map(disturb, range(2))) >= KILLS // 2
+
+
+def test_two_runs_at_once_do_the_work_once(pico_recipe: dict[str, Any], tmp_path: Path, work: Work) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    pico_recipe["evaluate"] = {"latency": None, "peak_memory": False}
+    recipe.write_text(json.dumps(pico_recipe))
+    processes = [start(recipe, work) for _ in range(2)]
+    assert [process.wait() for process in processes] == [0, 0]
+    one, other = (document["artifacts"] for _, document in run_documents(work))
+    assert [artifact["digest"] for artifact in one] == [artifact["digest"] for artifact in other]
+    assert [a["cached"] + b["cached"] for a, b in zip(one, other, strict=True)] == [1, 1, 1]
+    assert work.store.verify_all() == []
 
 
 def start(recipe: Path, work: Work) -> subprocess.Popen[bytes]:
