@@ -18,6 +18,9 @@ from optimize.work import Work
 class Good:
     """An evaluation in which everything is well."""
 
+    def __init__(self, samples: Path) -> None:
+        self.sidecars = {"latency": samples}
+
     measurement = {"rounds": 6, "control": {None: {"ci": [0.0, 0.0]}}}
     metrics = {name: SimpleNamespace(higher_is_better=name == "accuracy") for name in ("accuracy", "latency", "size")}
 
@@ -37,7 +40,7 @@ def test_the_one_that_is_taken_is_confirmed_on_its_own_gates(
 
     def evaluate(subjects: Any, **settings: Any) -> Good:
         asked.update(settings, subjects=set(subjects))
-        return Good()
+        return Good(tmp_path / "samples.json")
 
     monkeypatch.setattr("optimize.evaluate.evaluate", evaluate)
     recipe: Any = SimpleNamespace(
@@ -54,6 +57,7 @@ def test_the_one_that_is_taken_is_confirmed_on_its_own_gates(
     )
     subjects = {name: Subject(Artifact(tmp_path, "onnx", {}, {}), "x") for name in ("teacher", "onnx", "int8", "other")}
     document: dict[str, Any] = {}
+    sidecars: dict[str, Path] = {}
 
     def confirmed(chosen: str) -> list[tuple[str, str, str | None]]:
         results = scoring.confirm(
@@ -66,10 +70,12 @@ def test_the_one_that_is_taken_is_confirmed_on_its_own_gates(
             progress=Progress(),
             remeasure=remeasure,
             document=document,
+            sidecars=sidecars,
         )
         assert {result.verdict for result in results} == {"pass"}
         assert (asked["again"], asked["remeasure"]) == (True, remeasure)
         assert document["confirmation"]["artifact"] == chosen
+        assert sidecars == {"latency.confirmation": tmp_path / "samples.json"}
         return [(result.metric, result.artifact, result.over) for result in results]
 
     assert confirmed("onnx") == [

