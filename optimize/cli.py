@@ -7,6 +7,7 @@ Nothing heavy is imported at the top, so that `optimize --help` answers at once.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -306,6 +307,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         # A name in a recipe must not end a run because a terminal can't show it.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    # A cancelled job ends like Ctrl-C: workers are ended, and run.json says what happened.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     code: Any
     try:
         code = app(arguments, prog_name="optimize", standalone_mode=False)

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from optimize.run import run_documents
@@ -71,6 +72,43 @@ def test_two_runs_at_once_do_the_work_once(pico_recipe: dict[str, Any], tmp_path
     one, other = (document["artifacts"] for _, document in run_documents(work))
     assert [artifact["digest"] for artifact in one] == [artifact["digest"] for artifact in other]
     assert [a["cached"] + b["cached"] for a, b in zip(one, other, strict=True)] == [1, 1, 1]
+    assert work.store.verify_all() == []
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_so_and_leaves_nothing_running(
+    pico_recipe: dict[str, Any], tmp_path: Path, work: Work, how: signal.Signals
+) -> None:
+    """In the middle of measuring, when processes of ours wait stopped."""
+    recipe = tmp_path / "recipe.yaml"
+    pico_recipe["evaluate"]["latency"]["budget_seconds"] = 500
+    pico_recipe["stages"][0]["epochs"] = 1
+    recipe.write_text(json.dumps(pico_recipe))
+    line = [sys.executable, "-m", "optimize", "apply", str(recipe), "--work", str(work.root)]
+    process = subprocess.Popen(
+        line,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell's background job ignores Ctrl-C, and so would what it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    )
+    assert process.stderr is not None
+    said = []
+    for told in process.stderr:
+        said.append(told)
+        if told.startswith("scores:"):
+            time.sleep(4)  # the first round has begun
+            process.send_signal(how)
+            break
+    workers = {child.pid for child in psutil.Process(process.pid).children(recursive=True)}
+    said += process.stderr.readlines()
+    assert process.wait(30) == 130
+    assert "Traceback" not in "".join(said)
+    assert not {pid for pid in workers if psutil.pid_exists(pid)}
+    ((_, document),) = run_documents(work)
+    assert document["error"]["type"] == "KeyboardInterrupt"
+    assert [artifact["name"] for artifact in document["artifacts"]] == ["finetune", "onnx", "int8"]
     assert work.store.verify_all() == []
 
 
