@@ -17,7 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from optimize.commands.reporting import plain
-from optimize.report.table import verdict_of
+from optimize.report import table as report
+from optimize.report.table import megabytes
 
 if TYPE_CHECKING:
     from optimize.planning import Plan
@@ -46,13 +47,6 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def megabytes(size: float) -> str:
-    """Bytes as people read them: `12.3 kB`, `90.9 MB`, `1.25 GB`."""
-    if size < 1e6:
-        return f"{size / 1e3:.1f} kB"
-    return f"{size / 1e6:.1f} MB" if size < 1e9 else f"{size / 1e9:.2f} GB"
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
@@ -111,94 +105,40 @@ def log_table(entries: Iterable[Mapping[str, Any]]) -> Table:
 # --- the result -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Cell:
-    """A measurement, how it compares with the baseline's, and the interval of that."""
-
-    value: str = ""
-    change: str = ""
-    interval: str = ""
-
-    def joined(self, layout: int) -> Text:
-        """All in a line, in two lines or in three: whatever the width allows."""
-        first, second = (("  ", " "), ("\n", " "), ("\n", "\n"))[layout]
-        detail = second.join(part for part in (self.change, self.interval) if part)
-        return Text(self.value) + Text(first + detail if detail else "", "dim")
-
-
 def result_table(document: Mapping[str, Any]) -> ResultTable:
     """The table of a run.json: for each artifact its quality, latency and size, what changed against the baseline with
     the interval of that, and the verdict."""
-    return ResultTable(document)
+    return ResultTable(report.Table(document))
 
 
 @dataclass(frozen=True)
 class ResultTable:
     """Fits itself to the width: a measurement takes one line, two or three."""
 
-    document: Mapping[str, Any]
+    content: report.Table
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         roomy = options.update(width=10_000)
-        for layout in range(3):
-            table = self._drawn(layout)
+        for breaks in (("  ", " "), ("\n", " "), ("\n", "\n")):
+            table = self._drawn(*breaks)
             if console.measure(table, options=roomy).maximum <= options.max_width:
                 break
         yield table
 
-    def _drawn(self, layout: int) -> Table:
-        artifacts = self.document["artifacts"]
-        metrics = list(dict.fromkeys(name for one in artifacts for name in _task_metrics(one)))
-        settings = _unique(
-            setting for one in artifacts for setting in map(_setting, one["scores"].get("latency") or [])
-        )
-        table = plain_table("artifact")
-        for title in (*metrics, *(_title(setting, settings) for setting in settings), "size"):
+    def _drawn(self, first: str, second: str) -> Table:
+        """`first` stands between a value and its change, `second` between that and its interval."""
+
+        def text(cell: report.Cell) -> Text:
+            detail = second.join(part for part in (cell.change, cell.interval) if part)
+            return Text(cell.value) + Text(first + detail if detail else "", "dim")
+
+        artifact, *others = self.content.headers
+        table = plain_table(artifact)
+        for title in others:
             table.add_column(safe(title), no_wrap=True)
-        table.add_column("verdict", no_wrap=True)
-        for one in artifacts:
-            cells = [self._quality(one, metric) for metric in metrics]
-            cells += [self._latency(one, setting) for setting in settings]
-            table.add_row(
-                safe(one["name"]), *(cell.joined(layout) for cell in cells), self._size(one, layout), self._verdict(one)
-            )
+        for name, cells, verdict in self.content.rows():
+            table.add_row(safe(name), *map(text, cells), Text(verdict, _STYLES.get(verdict, "")))
         return table
-
-    def _quality(self, artifact: Mapping[str, Any], metric: str) -> _Cell:
-        score = artifact["scores"].get(metric)
-        if not score:
-            return _Cell()
-        compared = self._compared(artifact, metric)
-        value = score["value"]
-        return _cell("?" if value is None else f"{value:.3f}", compared, "{:+.3f}")
-
-    def _latency(self, artifact: Mapping[str, Any], setting: Mapping[str, Any]) -> _Cell:
-        for score in artifact["scores"].get("latency") or []:
-            if _setting(score) == setting:
-                return _cell(f"{score['p50_ms']:.2f} ms", self._compared(artifact, "latency", setting), "{:.2f}", "x")
-        return _Cell()
-
-    def _size(self, artifact: Mapping[str, Any], layout: int) -> Text:
-        compared = self._compared(artifact, "size")
-        ratio = f"{compared['estimate']:.2f}x" if compared else ""
-        return _Cell(megabytes(artifact["size_bytes"]), ratio).joined(layout)
-
-    def _verdict(self, artifact: Mapping[str, Any]) -> Text:
-        said = verdict_of(self.document, artifact["name"])
-        if not said and artifact["digest"] == self.document["baseline"]:
-            said = "baseline"
-        return Text(said, _STYLES.get(said, ""))
-
-    def _compared(
-        self, artifact: Mapping[str, Any], metric: str, setting: Mapping[str, Any] | None = None
-    ) -> Mapping[str, Any] | None:
-        """The comparison with the baseline, where there is one."""
-        baselines = [a["name"] for a in self.document["artifacts"] if a["digest"] == self.document["baseline"]]
-        for one in self.document["comparisons"]:
-            same = (one["artifact"], one["metric"]) == (artifact["name"], metric) and one["over"] in baselines
-            if same and (setting is None or _parsed(one["setting"]) == setting):
-                return one  # type: ignore[no-any-return]
-        return None
 
 
 def plain_table(*titles: str) -> Table:
@@ -207,40 +147,3 @@ def plain_table(*titles: str) -> Table:
     for title in titles:
         table.add_column(title, overflow="fold")
     return table
-
-
-def _cell(value: str, compared: Mapping[str, Any] | None, form: str, unit: str = "") -> _Cell:
-    if compared is None or compared["estimate"] is None:
-        return _Cell(value)
-    # An end that too few rounds can't bound is null in run.json.
-    low, high = ("?" if end is None else form.format(end) for end in compared["ci"])
-    return _Cell(value, form.format(compared["estimate"]) + unit, f"[{low}, {high}]")
-
-
-def _task_metrics(artifact: Mapping[str, Any]) -> Iterable[str]:
-    return (name for name, score in artifact["scores"].items() if isinstance(score, Mapping) and "value" in score)
-
-
-def _setting(score: Mapping[str, Any]) -> dict[str, str]:
-    """What a latency was measured at."""
-    return {name: str(score[name]) for name in ("batch_size", "sequence_length", "threads") if name in score}
-
-
-def _parsed(setting: str | None) -> dict[str, str]:
-    """`batch_size=8,threads=1` of a comparison, in the form of `_setting`."""
-    return dict(pair.split("=", 1) for pair in (setting or "").split(",") if "=" in pair)
-
-
-def _unique(settings: Iterable[dict[str, str]]) -> list[dict[str, str]]:
-    found: list[dict[str, str]] = []
-    for setting in settings:
-        if setting not in found:
-            found.append(setting)
-    return found
-
-
-def _title(setting: Mapping[str, str], settings: list[dict[str, str]]) -> str:
-    """`p50, batch 8`, and what else tells it from the other settings."""
-    others = [f"{name.split('_')[0]} {value}" for name, value in setting.items() if name != "batch_size"]
-    crowded = sum(other.get("batch_size") == setting.get("batch_size") for other in settings) > 1
-    return ", ".join([f"p50, batch {setting.get('batch_size', '?')}", *(others if crowded else ())])

@@ -103,7 +103,8 @@ def page(examined: Mapping[str, Any]) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    from optimize.terminal import megabytes, plain_table, safe
+    from optimize.report.table import megabytes
+    from optimize.terminal import plain_table, safe
 
     machine, cpu = examined["machine"], examined["machine"]["cpu"]
     facts = plain_table("machine", "")

@@ -112,7 +112,7 @@ def store_gc(
     if as_json:
         emit({"schema": 1, "dry_run": dry_run, **asdict(collected)})
         return
-    from optimize.terminal import megabytes
+    from optimize.report.table import megabytes
 
     for digest in collected.removed:
         say(digest)

@@ -3,34 +3,48 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from optimize.run import verdict_on
 
-HEADERS = ("artifact", "quality", "p50", "speed-up", "size", "verdict")
 _MARKS = {"pass": "pass", "fail": "FAIL", "inconclusive": "inconclusive"}
 
 
 @dataclass(frozen=True)
+class Cell:
+    """A measurement, how it compares with the baseline's, and the interval of that."""
+
+    value: str = ""
+    change: str = ""
+    interval: str = ""
+
+
+@dataclass(frozen=True)
 class Table:
-    """Shows itself as text and, in a notebook, as HTML."""
+    """What a terminal, a notebook and a page draw. Shows itself as text and, in a notebook, as HTML."""
 
     document: Mapping[str, Any]
 
-    def rows(self) -> list[tuple[str, ...]]:
-        """One row an artifact, in the order of `HEADERS`; a cell may hold several lines (one a metric or setting)."""
+    @property
+    def headers(self) -> list[str]:
+        settings = [_title(setting, self._settings) for setting in self._settings]
+        return ["artifact", *self._metrics, *settings, "size", "verdict"]
+
+    def rows(self) -> list[tuple[str, list[Cell], str]]:
+        """For each artifact its name, a cell for each header between the first and the last, and its verdict."""
         return [
             (
-                artifact["name"],
-                "\n".join(_quality(self.document, artifact)),
-                "\n".join(_latency(artifact)),
-                "\n".join(_speed_up(self.document, artifact)),
-                "\n".join(_size(self.document, artifact)),
-                verdict_of(self.document, artifact["name"]),
+                one["name"],
+                [
+                    *(self._quality(one, metric) for metric in self._metrics),
+                    *(self._latency(one, setting) for setting in self._settings),
+                    self._size(one),
+                ],
+                self._verdict(one),
             )
-            for artifact in self.document["artifacts"]
+            for one in self.document["artifacts"]
         ]
 
     def __str__(self) -> str:
@@ -48,14 +62,76 @@ class Table:
     def _repr_html_(self) -> str:
         from html import escape
 
-        head = "".join(f"<th>{escape(name)}</th>" for name in HEADERS)
+        def drawn(cell: Cell) -> str:
+            detail = " ".join(part for part in (cell.change, cell.interval) if part)
+            return escape(cell.value) + (f"<br><small>{escape(detail)}</small>" if detail else "")
+
+        head = "".join(f"<th>{escape(name)}</th>" for name in self.headers)
         body = "".join(
-            "<tr>" + "".join(f"<td>{escape(cell).replace(chr(10), '<br>')}</td>" for cell in row) + "</tr>"
-            for row in self.rows()
+            f"<tr><th>{escape(name)}</th>{''.join(f'<td>{drawn(cell)}</td>' for cell in cells)}"
+            f"<td>{escape(verdict)}</td></tr>"
+            for name, cells, verdict in self.rows()
         )
         return (
             f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><p>{escape(summary(self.document))}</p>"
         )
+
+    @property
+    def _metrics(self) -> list[str]:
+        """The task's own, in the order of the first artifact that has them."""
+        scores = [one["scores"] for one in self.document["artifacts"]]
+        named = (
+            name for one in scores for name, value in one.items() if isinstance(value, Mapping) and "value" in value
+        )
+        return list(dict.fromkeys(named))
+
+    @property
+    def _settings(self) -> list[dict[str, str]]:
+        found: list[dict[str, str]] = []
+        for one in self.document["artifacts"]:
+            found += [setting for score in _latencies(one) if (setting := _setting(score)) not in found]
+        return found
+
+    def _quality(self, artifact: Mapping[str, Any], metric: str) -> Cell:
+        score = artifact["scores"].get(metric)
+        if not score:
+            return Cell()
+        value = score["value"]
+        return _cell("?" if value is None else f"{value:.3f}", self._compared(artifact, metric), "{:+.3f}")
+
+    def _latency(self, artifact: Mapping[str, Any], setting: Mapping[str, str]) -> Cell:
+        for score in _latencies(artifact):
+            if _setting(score) == setting:
+                compared = self._compared(artifact, "latency", setting)
+                return _cell(f"{score['p50_ms']:.2f} ms", compared, "{:.2f}", "x")
+        return Cell()
+
+    def _size(self, artifact: Mapping[str, Any]) -> Cell:
+        compared = self._compared(artifact, "size")
+        return Cell(megabytes(artifact["size_bytes"]), f"{compared['estimate']:.2f}x" if compared else "")
+
+    def _verdict(self, artifact: Mapping[str, Any]) -> str:
+        if verdict := verdict_on(self.document, artifact["name"]):
+            return _MARKS[verdict]
+        return "baseline" if artifact["digest"] == self.document["baseline"] else ""
+
+    def _compared(
+        self, artifact: Mapping[str, Any], metric: str, setting: Mapping[str, str] | None = None
+    ) -> Mapping[str, Any] | None:
+        """The comparison with the baseline, where there is one."""
+        baselines = [a["name"] for a in self.document["artifacts"] if a["digest"] == self.document["baseline"]]
+        for one in self.document["comparisons"]:
+            same = (one["artifact"], one["metric"]) == (artifact["name"], metric) and one["over"] in baselines
+            if same and (setting is None or _parsed(one["setting"]) == setting):
+                return one  # type: ignore[no-any-return]
+        return None
+
+
+def megabytes(size: float) -> str:
+    """Bytes as people read them: `12.3 kB`, `90.9 MB`, `1.25 GB`."""
+    if size < 1e6:
+        return f"{size / 1e3:.1f} kB"
+    return f"{size / 1e6:.1f} MB" if size < 1e9 else f"{size / 1e9:.2f} GB"
 
 
 def summary(document: Mapping[str, Any]) -> str:
@@ -82,12 +158,6 @@ def summary(document: Mapping[str, Any]) -> str:
     return f"{verdict.upper()}: {worst['artifact']}: {worst['reason']}{others}; nothing was promoted."
 
 
-def verdict_of(document: Mapping[str, Any], name: str) -> str:
-    """The verdict on one artifact, or empty where no gate judged it."""
-    verdict = verdict_on(document, name)
-    return _MARKS[verdict] if verdict else ""
-
-
 def _deciding(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The gates that the run's verdict is of: where one of several leaves was selected, its confirmation speaks."""
     confirmation = document.get("confirmation")
@@ -102,53 +172,33 @@ def _selected_unjudged(document: Mapping[str, Any]) -> str | None:
     return names[-1] if names and not any(verdict_on(document, name) for name in names) else None
 
 
-def _quality(document: Mapping[str, Any], artifact: Mapping[str, Any]) -> Iterable[str]:
-    for metric, score in artifact["scores"].items():
-        if not isinstance(score, Mapping) or "value" not in score:
-            continue
-        line = f"{metric} {_shown(score['value'], '.4f')}"
-        for comparison in _over_baseline(document, artifact, metric):
-            line += f" {_with_interval(comparison, '+.4f')}"
-        yield line
+def _cell(value: str, compared: Mapping[str, Any] | None, form: str, unit: str = "") -> Cell:
+    if compared is None or compared["estimate"] is None:
+        return Cell(value)
+    # An end that too few rounds can't bound is null in run.json.
+    low, high = ("?" if end is None else form.format(end) for end in compared["ci"])
+    return Cell(value, form.format(compared["estimate"]) + unit, f"[{low}, {high}]")
 
 
-def _latency(artifact: Mapping[str, Any]) -> Iterable[str]:
-    for setting in artifact["scores"].get("latency", []):
-        yield f"b{setting['batch_size']}: {setting['p50_ms']:.2f} ms"
+def _latencies(artifact: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return artifact["scores"].get("latency") or []
 
 
-def _speed_up(document: Mapping[str, Any], artifact: Mapping[str, Any]) -> Iterable[str]:
-    for comparison in _over_baseline(document, artifact, "latency"):
-        yield _with_interval(comparison, ".2f", "x")
+def _setting(score: Mapping[str, Any]) -> dict[str, str]:
+    """What a latency was measured at."""
+    return {name: str(score[name]) for name in ("batch_size", "sequence_length", "threads") if name in score}
 
 
-def _size(document: Mapping[str, Any], artifact: Mapping[str, Any]) -> Iterable[str]:
-    yield f"{artifact['size_bytes'] / 1e6:.1f} MB"
-    for comparison in _over_baseline(document, artifact, "size"):
-        yield f"{comparison['estimate']:.2f} of baseline"
+def _parsed(setting: str | None) -> dict[str, str]:
+    """`batch_size=8,threads=1` of a comparison, in the form of `_setting`."""
+    return dict(pair.split("=", 1) for pair in (setting or "").split(",") if "=" in pair)
 
 
-def _over_baseline(
-    document: Mapping[str, Any], artifact: Mapping[str, Any], metric: str
-) -> Iterable[Mapping[str, Any]]:
-    baselines = {other["name"] for other in document["artifacts"] if other["digest"] == document["baseline"]}
-    return (
-        comparison
-        for comparison in document["comparisons"]
-        if comparison["artifact"] == artifact["name"]
-        and comparison["metric"] == metric
-        and comparison["over"] in baselines
-    )
-
-
-def _with_interval(comparison: Mapping[str, Any], form: str, unit: str = "") -> str:
-    low, high = (_shown(end, form) for end in comparison["ci"])
-    return f"{_shown(comparison['estimate'], form)}{unit} [{low}, {high}]"
-
-
-def _shown(value: float | None, form: str) -> str:
-    """What is no finite number is null in run.json."""
-    return "?" if value is None else format(value, form)
+def _title(setting: Mapping[str, str], settings: Sequence[Mapping[str, str]]) -> str:
+    """`p50, batch 8`, and what else tells it from the other settings."""
+    others = [f"{name.split('_')[0]} {value}" for name, value in setting.items() if name != "batch_size"]
+    crowded = sum(other.get("batch_size") == setting.get("batch_size") for other in settings) > 1
+    return ", ".join([f"p50, batch {setting.get('batch_size', '?')}", *(others if crowded else ())])
 
 
 def _gate(gate: Mapping[str, Any]) -> str:
