@@ -11,7 +11,7 @@ from optimize import runtimes, tasks
 
 if TYPE_CHECKING:
     from optimize.artifact import Artifact
-    from optimize.runtimes import Session
+    from optimize.runtimes import Runner
     from optimize.work import Work
 
 
@@ -33,7 +33,7 @@ class Model:
         self.task = tasks.get(artifact.task["name"])
 
     @cached_property
-    def session(self) -> Session:
+    def runner(self) -> Runner:
         from optimize.evaluate.host import cpu_count
 
         return runtimes.open_artifact(self.artifact, self.threads or cpu_count())
@@ -53,7 +53,7 @@ class Model:
         features = self.task.encode(self.preprocessor, self.task.rows_of(inputs), self.artifact.task)
         outputs: list[Any] = [None] * len(features)
         for rows, batch in self.task.batches(self.preprocessor, features, batch_size):
-            for row, output in zip(rows, self.task.read_outputs(self.session.run(batch), batch), strict=True):
+            for row, output in zip(rows, self.task.read_outputs(self.runner.run(batch), batch), strict=True):
                 outputs[row] = output
         return self.task.answers(np.stack(outputs), self.artifact.task)
 

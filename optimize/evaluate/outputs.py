@@ -95,11 +95,11 @@ class Outputs:
         with _said_of(name):
             preprocessor = self._preprocessor(artifact)
             features = self.task.encode(preprocessor, self.rows, artifact.task)
-            session = runtimes.open_artifact(artifact, self.threads)
+            runner = runtimes.open_artifact(artifact, self.threads)
             outputs: NDArray[np.float32] | None = None
             done = 0
             for rows, inputs in self.task.batches(preprocessor, features, self.batch_size):
-                batch = self.task.read_outputs(session.run(inputs), inputs)
+                batch = self.task.read_outputs(runner.run(inputs), inputs)
                 if outputs is None:
                     outputs = np.empty((len(features), *batch.shape[1:]), dtype=np.float32)
                 outputs[rows] = batch

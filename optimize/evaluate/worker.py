@@ -43,7 +43,7 @@ class Served:
 
         from optimize import runtimes
 
-        self.session = runtimes.get(format).open(Path(path), threads, trust_remote_code=trust_remote_code)
+        self.runner = runtimes.get(format).open(Path(path), threads, trust_remote_code=trust_remote_code)
         self.inputs = []
         for name in inputs:
             with np.load(name, allow_pickle=False) as arrays:
@@ -56,7 +56,7 @@ class Served:
     def call(self, input: int) -> float:
         inputs = self.inputs[input]
         start = time.perf_counter()
-        self.session.run(inputs)
+        self.runner.run(inputs)
         return time.perf_counter() - start
 
     def warm(self, input: int, seconds: float) -> dict[str, float]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from optimize.artifact import Artifact
 
 
-class Session(Protocol):
+class Runner(Protocol):
     """An opened model, ready to answer."""
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -26,7 +26,7 @@ class Session(Protocol):
 class Runtime(Protocol):
     """What a runtime's module holds."""
 
-    def open(self, directory: Path, threads: int, *, trust_remote_code: bool = False) -> Session:
+    def open(self, directory: Path, threads: int, *, trust_remote_code: bool = False) -> Runner:
         """Load with exactly that many threads. Raises `EvaluationError` where the files are not what they claim."""
 
     def parameters(self, directory: Path) -> int:
@@ -50,5 +50,5 @@ def get(format: str) -> Runtime:
     raise KeyError(format)
 
 
-def open_artifact(artifact: Artifact, threads: int) -> Session:
+def open_artifact(artifact: Artifact, threads: int) -> Runner:
     return get(artifact.format).open(artifact.path, threads, trust_remote_code=artifact.trust_remote_code)

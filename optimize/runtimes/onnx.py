@@ -20,7 +20,7 @@ LEARNT = ("FLOAT", "FLOAT16", "DOUBLE", "BFLOAT16", "INT8", "UINT8", "INT4", "UI
 """Element types of parameters."""
 
 
-class OnnxSession:
+class OnnxRunner:
     """A loaded graph."""
 
     def __init__(self, session: Any) -> None:
@@ -42,7 +42,7 @@ def _float32(array: NDArray[Any]) -> NDArray[Any]:
     return array.astype("float32") if array.dtype.kind == "f" and array.dtype != "float32" else array
 
 
-def open(directory: Path, threads: int, *, trust_remote_code: bool = False) -> OnnxSession:
+def open(directory: Path, threads: int, *, trust_remote_code: bool = False) -> OnnxRunner:
     """`model.onnx` of the folder. A graph has no code, so trust changes nothing.
 
     A folder from outside has to pass `source.vetting.check_graph` first; it is not repeated here, since reading a graph
@@ -62,7 +62,7 @@ def open(directory: Path, threads: int, *, trust_remote_code: bool = False) -> O
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise EvaluationError(f"ONNX Runtime can't open it: {error}", location=str(path)) from error
-    return OnnxSession(session)
+    return OnnxRunner(session)
 
 
 def parameters(directory: Path) -> int:

@@ -21,7 +21,7 @@ _LONGEST_HEADER = 100_000_000
 """What safetensors itself accepts."""
 
 
-class TorchSession:
+class TorchRunner:
     """A loaded model that answers with a number of threads of its own."""
 
     def __init__(self, model: Any, threads: int) -> None:
@@ -35,7 +35,7 @@ class TorchSession:
         import torch
 
         before = torch.get_num_threads()
-        # The number is the process's: another session, or the caller, may want another.
+        # The number is the process's: another runner, or the caller, may want another.
         torch.set_num_threads(self.threads)
         try:
             with torch.inference_mode():
@@ -53,13 +53,13 @@ class TorchSession:
         }
 
 
-def open(directory: Path, threads: int, *, trust_remote_code: bool = False) -> TorchSession:
+def open(directory: Path, threads: int, *, trust_remote_code: bool = False) -> TorchRunner:
     """The model of `config.json`'s architecture, from safetensors and nothing else."""
     from optimize.quiet import quiet
 
     try:
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        name = config["architectures"][0]
+        name = str(config["architectures"][0])
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise EvaluationError(f"config.json names no architecture: {error!r}", location=str(directory)) from error
     cls, theirs = _model_class(name, config, trust_remote_code)
@@ -73,7 +73,7 @@ def open(directory: Path, threads: int, *, trust_remote_code: bool = False) -> T
     if missing := sorted(loading["missing_keys"]):
         # They would be random numbers.
         raise EvaluationError(f"the weights of {', '.join(missing[:5])} are missing", location=str(directory))
-    return TorchSession(model.eval(), threads)
+    return TorchRunner(model.eval(), threads)
 
 
 def _model_class(name: str, config: Mapping[str, Any], trust_remote_code: bool) -> tuple[Any, dict[str, bool]]:

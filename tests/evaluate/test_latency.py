@@ -142,7 +142,7 @@ def test_usage_counts_the_lead_in() -> None:
             pass
 
     served = object.__new__(Served)
-    served.inputs, served.session = [{}], SimpleNamespace(run=burn)
+    served.inputs, served.runner = [{}], SimpleNamespace(run=burn)
     told = served.run(0, calls=2, lead_in=True)
     assert len(told["seconds"]) == 2
     assert told["cpu"] >= 0.06
