@@ -71,9 +71,11 @@ def _carry_out(
 ) -> None:
     """Fill in `document` (a run.json) as the work goes on, so that an error leaves what was reached."""
     from optimize.data import prepare
+    from optimize.evaluate.evaluation import task_metrics
     from optimize.evaluate.gates import exit_code_of, select_leaf, verdict_of
 
     task = tasks.get(recipe.model.task)
+    task_metrics(task, recipe.evaluate.metrics)  # one that can't be imported is said now, not after hours of training
     leaves = [stage.name for stage in recipe.leaves]
     logs = work.runs / document["run"] / "logs"
     compared = {recipe.baseline, *itertools.chain(*gated_pairs(recipe.gates, leaves, recipe.baseline))}

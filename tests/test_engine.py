@@ -169,6 +169,26 @@ def test_a_fresh_head_is_no_baseline(quick: dict[str, Any], work: Work, pico_mod
     assert "finetune" in str(caught.value)
 
 
+def test_a_metric_of_the_users_own(
+    quick: dict[str, Any], work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick["evaluate"]["metrics"] = ["accuracy", "house_rules:errors"]
+    quick["gates"] = [{"metric": "house_rules:errors", "max": 72}]
+    with pytest.raises(RecipeError, match="house_rules"):
+        optimize.apply(quick, work=work)
+    assert work.store.list() == []  # said before anything ran
+    (tmp_path / "house_rules.py").write_text(
+        "def errors(outputs, targets):\n"
+        "    return float((outputs.argmax(axis=1) != targets).sum())\n"
+        "errors.higher_is_better = False\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    run = optimize.apply(quick, work=work)
+    scores = run.document["artifacts"][-1]["scores"]
+    assert scores["house_rules:errors"]["value"] == pytest.approx(72 * (1 - scores["accuracy"]["value"]))
+    assert run.verdict == "pass"
+
+
 def test_a_chain_forks(quick: dict[str, Any], work: Work) -> None:
     quick["stages"].append({"quantize": "int8", "name": "per-tensor", "from": "onnx", "per_channel": False})
     quick["promote"] = {"alias": "production", "select": "accuracy"}

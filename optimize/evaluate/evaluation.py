@@ -77,7 +77,7 @@ class Evaluation:
             threads=min(settings.threads or host.cpu_count(), host.cpu_count()),
             on_batch=lambda name, done, total: progress.update("scores", done, total, f"answers of {name}"),
         )
-        self._metrics: dict[str, Metric] = _task_metrics(task, settings.metrics)
+        self._metrics: dict[str, Metric] = task_metrics(task, settings.metrics)
         self._sources = {
             name: _source(metric.compute) for name, metric in self._metrics.items() if name not in task.metrics
         }
@@ -247,7 +247,8 @@ class Evaluation:
         ]
 
 
-def _task_metrics(task: Task, names: Sequence[str]) -> dict[str, Metric]:
+def task_metrics(task: Task, names: Sequence[str]) -> dict[str, Metric]:
+    """The metrics of these names, or the task's default. Raises `RecipeError` for one that can't be imported."""
     from optimize.evaluate.metrics import load_metric
 
     return {name: task.metrics.get(name) or load_metric(name) for name in names or task.default_metrics}
