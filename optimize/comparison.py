@@ -15,7 +15,7 @@ from optimize.planning import as_work
 from optimize.progress import Progress
 from optimize.recipe import Recipe
 from optimize.run import Clock, Run, new_document, recipe_of, recording, run_documents
-from optimize.scoring import Subject, describe_artifacts, describe_data, score
+from optimize.scoring import Scoring, Subject, describe_artifacts, describe_data
 
 if TYPE_CHECKING:
     from optimize.artifact import Artifact
@@ -64,18 +64,8 @@ def compare(
                 _check_labels(pair[CANDIDATE], task, task.spec(judged.data, data.info))
             document["data"] = describe_data(data)
             with clock.on("scoring"):
-                _, results = score(
-                    judged,
-                    subjects,
-                    baseline=OVER,
-                    leaves=[CANDIDATE],
-                    data=data,
-                    work=work,
-                    progress=progress or Progress(),
-                    remeasure=remeasure,
-                    document=document,
-                    sidecars=sidecars,
-                )
+                scoring = Scoring(judged, data, work, progress or Progress(), remeasure, document, sidecars)
+                _, results = scoring.score(subjects, baseline=OVER, leaves=[CANDIDATE])
             document["verdict"] = verdict_of(results)
             document["exit_code"] = exit_code_of(results)
             document["selected"] = pair[CANDIDATE].digest

@@ -20,7 +20,7 @@ from optimize.planning import Step, ancestors, as_recipe, as_work, decide, decid
 from optimize.progress import Progress
 from optimize.recipe import SOURCE, Recipe, Stage
 from optimize.run import Clock, Run, new_document, recording, write_run
-from optimize.scoring import Subject, confirm, describe_artifacts, describe_data, gated_pairs, score
+from optimize.scoring import Scoring, Subject, describe_artifacts, describe_data, gated_pairs
 
 if TYPE_CHECKING:
     from optimize.data import Data
@@ -92,34 +92,13 @@ def _carry_out(
         subjects = {name: subject for name, subject in built.items() if name != SOURCE or SOURCE in compared}
         document["artifacts"] = describe_artifacts(subjects, source)
     with clock.on("scoring"):
-        evaluation, results = score(
-            recipe,
-            subjects,
-            baseline=recipe.baseline,
-            leaves=leaves,
-            data=data,
-            work=work,
-            progress=progress,
-            remeasure=remeasure,
-            document=document,
-            sidecars=sidecars,
-        )
+        scoring = Scoring(recipe, data, work, progress, remeasure, document, sidecars)
+        evaluation, results = scoring.score(subjects, baseline=recipe.baseline, leaves=leaves)
         chosen = leaves[0] if len(leaves) == 1 else None
         if recipe.promote and recipe.promote.select and len(leaves) > 1:
             chosen = select_leaf(recipe.promote.select, evaluation, results, leaves)
             if chosen:
-                confirmed = confirm(
-                    recipe,
-                    subjects,
-                    chosen,
-                    leaves=leaves,
-                    data=data,
-                    work=work,
-                    progress=progress,
-                    remeasure=remeasure,
-                    document=document,
-                    sidecars=sidecars,
-                )
+                confirmed = scoring.confirm(subjects, chosen, leaves=leaves)
                 results = [result for result in results if result.artifact not in leaves] + confirmed
     document["verdict"] = verdict_of(results)
     document["exit_code"] = exit_code_of(results)

@@ -35,92 +35,86 @@ class Subject:
     seconds: float = 0.0
 
 
-def score(
-    recipe: Recipe,
-    subjects: Mapping[str, Subject],
-    *,
-    baseline: str,
-    leaves: Sequence[str],
-    data: Data,
-    work: Work,
-    progress: Progress,
-    remeasure: bool,
-    document: dict[str, Any],
-    sidecars: dict[str, Path],
-) -> tuple[Evaluation, list[GateResult]]:
-    """Measure the subjects, judge the recipe's gates on the leaves, and write both into `document`."""
-    from optimize.evaluate import evaluate
-    from optimize.evaluate.gates import judge
+@dataclass(frozen=True)
+class Scoring:
+    """What scoring needs besides the artifacts, and the `run.json` that it fills in."""
 
-    evaluation = evaluate(
-        {name: subject.artifact for name, subject in subjects.items()},
-        parents={name: one.parent for name, one in subjects.items() if one.parent and one.parent in subjects},
-        baseline=baseline,
-        pairs=gated_pairs(recipe.gates, leaves, baseline),
-        task=tasks.get(recipe.model.task),
-        data=data,
-        settings=recipe.evaluate,
-        work=work,
-        progress=progress,
-        remeasure=remeasure,
-    )
-    document["measurement"] = evaluation.measurement
-    document["baseline"] = subjects[baseline].artifact.digest
-    sidecars.update(evaluation.sidecars)
-    for described in document["artifacts"]:
-        described["scores"] = evaluation.scores[described["name"]]
-    select = recipe.promote.select if recipe.promote else None
-    results = judge(recipe.gates, evaluation, leaves=leaves, baseline=baseline, select=select)
-    document["comparisons"] = _describe_comparisons(evaluation, subjects, baseline, results)
-    document["gates"] = [result.to_json() for result in results]
-    return evaluation, results
+    recipe: Recipe
+    data: Data
+    work: Work
+    progress: Progress
+    remeasure: bool
+    document: dict[str, Any]
+    sidecars: dict[str, Path]
 
+    def score(
+        self, subjects: Mapping[str, Subject], *, baseline: str, leaves: Sequence[str]
+    ) -> tuple[Evaluation, list[GateResult]]:
+        """Measure the subjects, judge the recipe's gates on the leaves, and write both into `document`."""
+        from optimize.evaluate.gates import judge
 
-def confirm(
-    recipe: Recipe,
-    subjects: Mapping[str, Subject],
-    chosen: str,
-    *,
-    leaves: Sequence[str],
-    data: Data,
-    work: Work,
-    progress: Progress,
-    remeasure: bool,
-    document: dict[str, Any],
-    sidecars: dict[str, Path],
-) -> list[GateResult]:
-    """Measure the leaf that a selection picked once more, apart from the times it was picked for, and judge it alone.
+        recipe, document = self.recipe, self.document
+        evaluation = self._evaluate(
+            subjects,
+            parents={name: one.parent for name, one in subjects.items() if one.parent and one.parent in subjects},
+            baseline=baseline,
+            pairs=gated_pairs(recipe.gates, leaves, baseline),
+            settings=recipe.evaluate,
+        )
+        document["measurement"] = evaluation.measurement
+        document["baseline"] = subjects[baseline].artifact.digest
+        self.sidecars.update(evaluation.sidecars)
+        for described in document["artifacts"]:
+            described["scores"] = evaluation.scores[described["name"]]
+        select = recipe.promote.select if recipe.promote else None
+        results = judge(recipe.gates, evaluation, leaves=leaves, baseline=baseline, select=select)
+        document["comparisons"] = _describe_comparisons(evaluation, subjects, baseline, results)
+        document["gates"] = [result.to_json() for result in results]
+        return evaluation, results
 
-    The best of several is partly the luckiest of several; this time there is nothing to pick.
-    """
-    from optimize.evaluate import evaluate
-    from optimize.evaluate.gates import judge
+    def confirm(self, subjects: Mapping[str, Subject], chosen: str, *, leaves: Sequence[str]) -> list[GateResult]:
+        """Measure the leaf that a selection picked once more, apart from the times it was picked for, and judge it.
 
-    gates = [gate.model_copy(update={"on": chosen}) for gate in recipe.gates if _judges(gate, chosen, recipe.baseline)]
-    needed = {chosen, recipe.baseline, *(gate.over for gate in gates if gate.over)}
-    evaluation = evaluate(
-        {name: subject.artifact for name, subject in subjects.items() if name in needed},
-        parents={},
-        baseline=recipe.baseline,
-        pairs=gated_pairs(gates, [chosen], recipe.baseline),
-        task=tasks.get(recipe.model.task),
-        data=data,
-        settings=recipe.evaluate.model_copy(update={"fidelity": False}),
-        work=work,
-        progress=progress,
-        remeasure=remeasure,
-        again=True,
-    )
-    results = judge(gates, evaluation, leaves=[chosen], baseline=recipe.baseline)
-    document["confirmation"] = {
-        "artifact": chosen,
-        "among": list(leaves),
-        "measurement": evaluation.measurement,
-        "gates": [result.to_json() for result in results],
-    }
-    if "latency" in evaluation.sidecars:
-        sidecars["latency.confirmation"] = evaluation.sidecars["latency"]
-    return results
+        The best of several is partly the luckiest of several; this time there is nothing to pick.
+        """
+        from optimize.evaluate.gates import judge
+
+        baseline = self.recipe.baseline
+        gates = [
+            gate.model_copy(update={"on": chosen}) for gate in self.recipe.gates if _judges(gate, chosen, baseline)
+        ]
+        needed = {chosen, baseline, *(gate.over for gate in gates if gate.over)}
+        evaluation = self._evaluate(
+            {name: subject for name, subject in subjects.items() if name in needed},
+            parents={},
+            baseline=baseline,
+            pairs=gated_pairs(gates, [chosen], baseline),
+            settings=self.recipe.evaluate.model_copy(update={"fidelity": False}),
+            again=True,
+        )
+        results = judge(gates, evaluation, leaves=[chosen], baseline=baseline)
+        self.document["confirmation"] = {
+            "artifact": chosen,
+            "among": list(leaves),
+            "measurement": evaluation.measurement,
+            "gates": [result.to_json() for result in results],
+        }
+        if "latency" in evaluation.sidecars:
+            self.sidecars["latency.confirmation"] = evaluation.sidecars["latency"]
+        return results
+
+    def _evaluate(self, subjects: Mapping[str, Subject], **how: Any) -> Evaluation:
+        from optimize.evaluate import evaluate
+
+        return evaluate(
+            {name: subject.artifact for name, subject in subjects.items()},
+            task=tasks.get(self.recipe.model.task),
+            data=self.data,
+            work=self.work,
+            progress=self.progress,
+            remeasure=self.remeasure,
+            **how,
+        )
 
 
 def _judges(gate: Gate, leaf: str, baseline: str) -> bool:

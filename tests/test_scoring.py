@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 
-from optimize import scoring
 from optimize.artifact import Artifact
 from optimize.evaluate.types import Comparison
 from optimize.progress import Progress
 from optimize.recipe import Evaluate, Gate
-from optimize.scoring import Subject
+from optimize.scoring import Scoring, Subject
 from optimize.work import Work
 
 
@@ -58,20 +57,11 @@ def test_the_one_that_is_taken_is_confirmed_on_its_own_gates(
     subjects = {name: Subject(Artifact(tmp_path, "onnx", {}, {}), "x") for name in ("teacher", "onnx", "int8", "other")}
     document: dict[str, Any] = {}
     sidecars: dict[str, Path] = {}
+    data: Any = None
 
     def confirmed(chosen: str) -> list[tuple[str, str, str | None]]:
-        results = scoring.confirm(
-            recipe,
-            subjects,
-            chosen,
-            leaves=["onnx", "int8", "other"],
-            data=None,  # type: ignore[arg-type]
-            work=work,
-            progress=Progress(),
-            remeasure=remeasure,
-            document=document,
-            sidecars=sidecars,
-        )
+        scoring = Scoring(recipe, data, work, Progress(), remeasure, document, sidecars)
+        results = scoring.confirm(subjects, chosen, leaves=["onnx", "int8", "other"])
         assert {result.verdict for result in results} == {"pass"}
         assert (asked["again"], asked["remeasure"]) == (True, remeasure)
         assert document["confirmation"]["artifact"] == chosen
