@@ -182,8 +182,11 @@ def _choose_entry(text: Text, draft: _Draft, block: dict[str, Any], earlier: lis
     if not fitting:
         _report_order(text, draft, serving, str(given), earlier)
         fitting = serving
+    ours = tuple(entry for entry in fitting if entry.backend is None)
     if len(fitting) == 1:
         draft.entry = fitting[0]
+    elif backend is None and given and len(ours) == 1:
+        draft.entry = ours[0]
     elif given in {form for entry in fitting for form in entry.takes}:
         backends = ", ".join(f"`backend: {entry.backend}`" for entry in fitting)
         text.report((*draft.trail, draft.verb), "several back ends could do this", f"choose one: {backends}")

@@ -11,9 +11,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from optimize.artifact import Artifact
+
+
+class Decoder(Protocol):
+    """One sequence that grows, with its key/value cache: prefill is a `forward` of many tokens, decoding of one."""
+
+    length: int
+    """Tokens in the cache."""
+
+    def forward(self, input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Append tokens [n]; the logits [vocabulary] that follow the last one. Valid until the next call."""
+
+    def truncate(self, length: int) -> None:
+        """Forget every token after the first `length`."""
 
 
 class Runner(Protocol):
@@ -21,6 +35,9 @@ class Runner(Protocol):
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Names that the model does not take are left out; outputs are float32 where the model computes in less."""
+
+    def decoder(self, max_length: int) -> Decoder:
+        """An empty sequence of at most so many tokens. Raises `EvaluationError` where the model is no decoder."""
 
 
 class Runtime(Protocol):

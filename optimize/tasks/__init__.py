@@ -8,6 +8,7 @@ Importing a task's module must stay cheap (no torch, no transformers): `validate
 
 from __future__ import annotations
 
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
+    from optimize.calibration import Calibration
     from optimize.data import DataConfig
 
 Features = dict[str, "list[int]"]
@@ -105,6 +107,19 @@ class Task(ABC):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             yield rows, self.collate(preprocessor, [features[row] for row in rows])
+
+    def calibration(
+        self, preprocessor: Any, rows: pa.Table, path: Path, spec: Mapping[str, Any], calibration: Calibration
+    ) -> list[Features]:
+        """`calibration.num_samples` rows drawn with its seed, cut to its `max_length`; fewer where there are no more.
+
+        `path` is the folder of the artifact, whose `config.json` says what the model can take.
+        """
+        chosen = random.Random(calibration.seed).sample(
+            range(rows.num_rows), min(calibration.num_samples, rows.num_rows)
+        )
+        shorter = {**spec, "max_length": min(spec.get("max_length", calibration.max_length), calibration.max_length)}
+        return self.encode(preprocessor, rows.take(chosen), shorter)
 
     @abstractmethod
     def latency_inputs(
