@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from optimize.evaluate.bootstrap import resample_confusion, resample_means
-from optimize.evaluate.metrics import MACRO_F1, MATTHEWS
+from optimize.evaluate.bootstrap import resample_confusion, resample_means, resample_sums
+from optimize.evaluate.metrics import MACRO_F1, MATTHEWS, PERPLEXITY
 from optimize.evaluate.statistics import mean_interval, tang_interval, tango_interval, wilson_interval
 from optimize.evaluate.types import CONFIDENCE, Interval
 
@@ -89,6 +89,27 @@ def of_rows(n: int) -> Iterator[tuple[str, float, Trial]]:
     yield f"bootstrap, mean difference of skewed rows: n={n}", 0.5, trial
 
 
+def of_windows(n: int) -> Iterator[tuple[str, float, Trial]]:
+    """Log-likelihoods of tokens that depend on each other: some windows are harder, some lose more than others, and
+    what a token loses goes on in the next ones.
+    """
+    from scipy.signal import lfilter
+
+    tokens, loss, kept = 256, 0.03, 0.6
+    statistic: Any = PERPLEXITY.from_sums
+
+    def trial(generator: np.random.Generator) -> Interval:
+        over = generator.gamma(9.0, 1 / 3, n)[:, None] + generator.exponential(1.0, (n, tokens)) - 1
+        shocks = generator.exponential(0.3, (n, tokens)) - 0.3
+        lost = loss + generator.normal(0.0, 0.03, n)[:, None] + lfilter([1 - kept], [1, -kept], shocks, axis=1)
+        sums = np.stack([-np.sum(over + lost, axis=1), -np.sum(over, axis=1)], axis=1)
+        values = np.stack([sums, np.full((n, 2), float(tokens))], axis=2)
+        seed = int(generator.integers(2**32))
+        return resample_sums(statistic, values, resamples=1_999, seed=seed).interval("ratio", CONFIDENCE)
+
+    yield f"bootstrap, perplexity ratio: {n} windows of {tokens} dependent tokens", float(np.exp(loss)), trial
+
+
 def latency(deviation: float, watched: int) -> Iterator[tuple[str, float, Trial]]:
     """Rounds until every one of the `watched` log ratios is narrow enough, or to the budget; the first is examined.
 
@@ -117,6 +138,8 @@ def cases() -> Iterator[tuple[str, float, Trial]]:
         yield from of_classes(n, classes)
     for n in (500, 2559):
         yield from of_rows(n)
+    for n in (32, 64, 560):
+        yield from of_windows(n)
     for deviation in (0.01, 0.03, 0.05, 0.07, 0.10, 0.15):
         for watched in (1, 3):
             yield from latency(deviation, watched)

@@ -225,6 +225,38 @@ def get(
         say(f"{reference} ({artifact.format}) is in {relative(path)}")
 
 
+@app.command(cls=Verb)
+def harness(
+    reference: Annotated[str, typer.Argument(metavar="REF", help="NAME@ALIAS, a digest, or a folder.")],
+    tasks: Annotated[str, typer.Option("--tasks", metavar="A,B", help="Tasks of lm-eval, such as arc_easy,hellaswag.")],
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Score only so many rows of each task.")] = None,
+    num_fewshot: Annotated[int | None, typer.Option("--num-fewshot", min=0, help="Examples in each prompt.")] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows a call.")] = 8,
+    include_path: Annotated[Path | None, typer.Option("--include-path", help="A folder with tasks of yours.")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="By default every core.")] = None,
+    work: WorkFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Score a language model on downstream tasks, with EleutherAI's lm-evaluation-harness."""
+    from optimize import harness
+    from optimize.commands.harness import table
+
+    with stdout_for_the_result():
+        found = harness.evaluate(
+            reference,
+            [name.strip() for name in tasks.split(",")],
+            limit=limit,
+            num_fewshot=num_fewshot,
+            batch_size=batch_size,
+            include_path=include_path,
+            threads=threads,
+        )
+    if as_json:
+        emit({"schema": 1, **{key: found[key] for key in ("results", "n-shot", "n-samples", "versions")}})
+    else:
+        show(table(found["results"]))
+
+
 app.add_typer(keeping.registry, name="registry")
 app.add_typer(keeping.store, name="store")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from optimize import tasks
 from optimize.artifact import Artifact, digest_of
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from optimize.store import Store
     from optimize.work import Work
 
+
+AnyBlock = TypeVar("AnyBlock", bound="Block")
 
 SOURCE_VERSION = 1
 """Raised when the same source would be taken as other files than before; part of the source's cache key."""
@@ -133,14 +135,20 @@ def ancestors(stage: Stage) -> tuple[str, ...]:
     return (stage.parent, *stage.reads)
 
 
-def resolve_config(config: Block) -> Block:
-    """Fill in what the machine decides (`device: auto`, `threads: null`), so that the key says what really happens."""
-    from optimize.evaluate.host import cpu_count, cuda_devices
+def resolve_config(config: AnyBlock) -> AnyBlock:
+    """Fill in what the machine decides, so that the key says what really happens.
 
-    open_fields = config.model_dump(include={"device", "threads"})
+    That is `device: auto`, `threads: null`, and `compute_dtype: auto` (bfloat16 where the device multiplies in it).
+    """
+    from optimize.evaluate.host import computes_in, cpu_count, cuda_devices
+
+    open_fields = config.model_dump(include={"device", "threads", "compute_dtype"})
     decided: dict[str, Any] = {}
     if open_fields.get("device") == "auto":
         decided["device"] = "cuda" if cuda_devices() else "cpu"
+    if open_fields.get("compute_dtype") == "auto":
+        on_cpu = (decided or open_fields).get("device") == "cpu"
+        decided["compute_dtype"] = "float32" if on_cpu and not computes_in("bfloat16") else "bfloat16"
     if open_fields.get("threads", 0) is None:
         decided["threads"] = cpu_count()
     return config.model_copy(update=decided)

@@ -135,6 +135,67 @@ def pico_recipe(pico_model: Path, pico_csv: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
+def pico_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """400 different lines of text, about 14,000 tokens of the pico Llama."""
+    rng = random.Random(0)
+    lines: set[str] = set()
+    while len(lines) < 400:
+        words = rng.choices(PLAIN + GOOD + BAD, k=rng.randint(6, 20))
+        lines.add(" ".join(words).capitalize() + rng.choice(".!?"))
+    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
+    path.write_text("\n".join(sorted(lines)) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def pico_llama(pico_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of 2 layers and 64 dimensions (4 heads, 2 of keys and values) with random weights and a tied head.
+
+    Its tokenizer is byte-level BPE of 320 tokens, so any text comes back as it went in.
+    """
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("pico") / "llama"
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train(
+        [str(pico_corpus)],
+        trainers.BpeTrainer(
+            vocab_size=320,
+            special_tokens=["<s>", "</s>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>", model_max_length=256
+    ).save_pretrained(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=320,
+                hidden_size=64,
+                intermediate_size=96,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=256,
+                bos_token_id=0,
+                eos_token_id=1,
+                pad_token_id=1,
+                tie_word_embeddings=True,
+                initializer_range=0.1,
+            )
+        )
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def pico_source(pico_model: Path) -> Artifact:
     """The pico model as the source artifact of its task."""
     spec = {"name": "text-classification", "max_length": 32, "labels": ["negative", "positive"]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -95,7 +96,8 @@ def test_links_in_the_documents_lead_somewhere() -> None:
     assert not broken
 
 
-def test_recipes_in_the_documents_validate(pico_recipe: dict[str, Any]) -> None:
+def test_recipes_in_the_documents_validate(pico_recipe: dict[str, Any], pico_llama: Path, pico_corpus: Path) -> None:
+    """A block without stages shows a part of a recipe; one that speaks of perplexity or decoding, a language model's."""
     import yaml
 
     from optimize.recipe import load
@@ -106,7 +108,19 @@ def test_recipes_in_the_documents_validate(pico_recipe: dict[str, Any]) -> None:
         for block in re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     ]
     assert len(blocks) >= 2
+    language = {
+        **pico_recipe,
+        "model": {"source": str(pico_llama), "task": "causal-lm"},
+        "data": {"source": str(pico_corpus)},
+        "stages": [{"quantize": "cast", "dtype": "bfloat16"}],
+        "baseline": "source",
+        "evaluate": {},
+    }
     for block in blocks:
-        whole = block if "version" in block else {**pico_recipe, **block, "baseline": block["stages"][0]["name"]}
-        recipe = load({**whole, "model": pico_recipe["model"], "data": pico_recipe["data"]})
-        assert len(recipe.stages) == len(block["stages"])
+        writes = any(word in json.dumps(block) for word in ("perplexity", "decode"))
+        base = language if writes else pico_recipe
+        stages = {"baseline": block["stages"][0]["name"]} if "stages" in block else {}
+        whole = block if "version" in block else {**base, **stages, **block}
+        data = {**base["data"], **{key: value for key, value in whole["data"].items() if writes and key != "splits"}}
+        recipe = load({**whole, "model": base["model"], "data": data})
+        assert len(recipe.stages) == len(whole["stages"])

@@ -12,6 +12,17 @@ from optimize.work import Work
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
+LANGUAGE_MODEL = [
+    "data.max_rows=400",
+    "data.context_length=64",
+    "data.max_windows=8",
+    "evaluate.latency.prefill=[16]",
+    "evaluate.latency.decode.prompt_length=16",
+    "evaluate.latency.decode.new_tokens=4",
+    "evaluate.latency.threads=1",
+    "evaluate.latency.half_width=1.0",
+    "evaluate.latency.budget_seconds=30",
+]
 SHRUNK: dict[str, list[str]] = {
     "quickstart": [
         "data.max_rows=400",
@@ -20,6 +31,8 @@ SHRUNK: dict[str, list[str]] = {
         "evaluate.latency.half_width=1.0",
         "evaluate.latency.budget_seconds=60",
     ],
+    "smollm2-int8": LANGUAGE_MODEL,
+    "smollm2-nf4": LANGUAGE_MODEL,
 }
 """What makes each recipe small. The only place where recipes are shrunk."""
 

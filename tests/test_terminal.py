@@ -95,6 +95,35 @@ def test_settings_that_differ_in_length_are_told_apart(document: dict[str, Any])
     assert "p50, batch 1, sequence 64" in head
 
 
+def test_a_language_model_shows_what_its_user_waits_for(document: dict[str, Any]) -> None:
+    def timed(first: float, longer: float, rate: float) -> list[dict[str, Any]]:
+        prompts = [
+            {"phase": "prefill", "prompt_length": length, "threads": 1, "p50_ms": milliseconds}
+            for length, milliseconds in ((128, first), (512, longer))
+        ]
+        at = {"phase": "decode", "prompt_length": 128, "new_tokens": 64, "threads": 1}
+        return [*prompts, {**at, "p50_ms": 1e3 / rate, "tokens_per_second": rate}]
+
+    slow, fast = document["artifacts"]
+    slow["scores"]["latency"], fast["scores"]["latency"] = timed(412, 1700, 18.24), timed(206, 1500, 1824)
+    settings = (
+        "prompt_length=128,threads=1",
+        "prompt_length=512,threads=1",
+        "prompt_length=128,new_tokens=64,threads=1",
+    )
+    compared = zip(("prefill", "prefill", "decode"), settings, (2, 1.13, 100), strict=True)
+    document["comparisons"] = [
+        {**comparison(NASTY, metric, times, [times, times]), "setting": setting} for metric, setting, times in compared
+    ]
+    table = Table(document)
+    assert table.headers[2:-2] == ["first token, prompt 128", "first token, prompt 512", "decode"]
+    (_, before, _), (_, after, _) = table.rows()
+    assert [cell.value for cell in before[1:-1]] == ["412.00 ms", "1700.00 ms", "18.2 tokens/s"]
+    assert [cell.value for cell in after[1:-1]] == ["206.00 ms", "1500.00 ms", "1,824 tokens/s"]
+    assert [cell.change for cell in after[1:-1]] == ["2.00x", "1.13x", "100.00x"]
+    assert "18.2 tokens/s" in drawn(result_table(document))
+
+
 def test_plan() -> None:
     steps = (
         Step("teacher", "distill.finetune", "CACHED", "reused", expected_seconds=0.0),

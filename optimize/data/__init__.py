@@ -48,21 +48,25 @@ class DataConfig(Block):
     """The commit, tag or branch of a hub data set."""
     subset: str | None = None
     """Which subset of a hub data set that has several, such as `sst2` of `nyu-mll/glue`."""
-    format: Literal["csv", "tsv", "jsonl", "parquet", "arrow"] | None = None
-    """The file format; the default follows the file's ending."""
+    format: Literal["csv", "tsv", "jsonl", "parquet", "arrow", "text"] | None = None
+    """The file format; the default follows the file's ending. Of `text` every line is a row."""
     filter: dict[str, Scalar | list[Scalar]] = {}
     """Keep only rows whose column has this value (or one of these values)."""
     splits: dict[Split, float | str] = {"train": 0.6, "validation": 0.05, "calibration": 0.05, "evaluation": 0.3}
     """For each split its share of the rows, or its own file, or the name of a split that a hub data set has. Shares are
     of the source's rows; of a hub data set's own splits they share out `train`."""
+    shuffle: bool | None = None
+    """Shuffle rows before the shares are cut. The default is to do so, but for the lines of text files: they are a
+    running text, and each share is a run of consecutive lines, in the order train, validation, calibration, evaluation.
+    """
     stratify: bool = True
-    """Keep the share of every label the same in each split."""
+    """Keep the share of every label the same in each split; says nothing where rows are not shuffled."""
     deduplicate: bool = False
     """Drop repeated rows instead of refusing data whose splits overlap. The first one stays; a split's own file is
     cleared of rows that other splits have, but an evaluation file is kept whole, so that scores stay comparable."""
     max_rows: int | None = Field(None, ge=1)
-    """Use only so many rows (of the source and of each split's own file), drawn with the seed before splitting; for
-    trying out."""
+    """Use only so many rows (of the source and of each split's own file), drawn with the seed before splitting, or, of
+    rows that are not shuffled, the first; for trying out."""
     seed: int = 0
     """Of the shuffle before splitting."""
 
@@ -83,8 +87,8 @@ class DataConfig(Block):
 
     @property
     def shares(self) -> dict[str, float]:
-        """The splits that are shares of the source's rows."""
-        return {split: share for split, share in self.splits.items() if not isinstance(share, str)}
+        """The splits that are shares of the source's rows, in the order of `SPLITS`."""
+        return {split: share for split in SPLITS if isinstance(share := self.splits.get(split, ""), float | int)}
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,13 @@ class _Part:
 
     def __str__(self) -> str:
         return self.origin.path.name if isinstance(self.origin, Local) else str(self.origin)
+
+    def shuffled(self, config: DataConfig) -> bool:
+        from optimize.data.tables import files_of
+
+        if config.shuffle is not None:
+            return config.shuffle
+        return isinstance(self.origin, Hub) or files_of(self.origin, config.format)[1] != "text"
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -244,16 +255,17 @@ def _build(config: DataConfig, task: Task, parts: Sequence[_Part], scratch: Path
     rows, info = task.prepare(joined, config)
     if rows.num_rows != joined.num_rows:
         raise SourceError(f"the task {task.name} gave {rows.num_rows} rows for {joined.num_rows}")
-    hashes = contents(rows)
+    hashes = contents(rows, task.passage)
     if config.deduplicate:
         ranked = {name: groups[name] for name in ("evaluation", SOURCE, *SPLITS) if name in groups}
         groups = without_repeats(ranked, hashes, whole="evaluation")
         info = {**info, "duplicates_dropped": rows.num_rows - sum(map(len, groups.values()))}
+    seeds = {part.name: config.seed if part.shuffled(config) else None for part in parts}
     if config.max_rows is not None:
-        groups = {name: _drawn(numbers, config.max_rows, config.seed) for name, numbers in groups.items()}
+        groups = {name: _drawn(numbers, config.max_rows, seeds[name]) for name, numbers in groups.items()}
     if shared := groups.pop(SOURCE, None):
-        labels = class_labels(rows) if config.stratify else None
-        groups |= shared_out(shared, config.shares, labels, seed=config.seed)
+        labels = class_labels(rows) if config.stratify and seeds[SOURCE] is not None else None
+        groups |= shared_out(shared, config.shares, labels, seed=seeds[SOURCE])
     groups = {split: groups.get(split, []) for split in SPLITS if split in config.splits}
     for split, numbers in groups.items():
         if not numbers:
@@ -281,7 +293,9 @@ def _build(config: DataConfig, task: Task, parts: Sequence[_Part], scratch: Path
             os.fsync(file.fileno())
 
 
-def _drawn(rows: list[int], number: int, seed: int) -> list[int]:
+def _drawn(rows: list[int], number: int, seed: int | None) -> list[int]:
+    if seed is None:
+        return rows[:number]
     return rows if len(rows) <= number else sorted(random.Random(seed).sample(rows, number))
 
 

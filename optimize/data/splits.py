@@ -16,13 +16,28 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def contents(rows: pa.Table) -> list[bytes]:
-    """For every row a hash of what a model is given: all columns but `label`, blind to Unicode form and white space."""
+def contents(rows: pa.Table, passage: int = 0) -> list[bytes | None]:
+    """For every row a hash of what a model is given: all columns but `label`, blind to Unicode form and white space.
+
+    With `passage` the hash is of the row and as many of those that follow as make up so many characters of text, and
+    None where they don't or the row is blank: in a running text a heading or an empty line may be repeated anywhere,
+    and what must not be is a passage.
+    """
     inputs = rows.drop_columns([name for name in rows.column_names if name == "label"])
-    return [
-        hashlib.sha256(canonical_json({name: _normal(value) for name, value in row.items()})).digest()
-        for row in inputs.to_pylist()
-    ]
+    normal = [{name: _normal(value) for name, value in row.items()} for row in inputs.to_pylist()]
+    if not passage:
+        return [hashlib.sha256(canonical_json(row)).digest() for row in normal]
+    texts = [" ".join(value for value in row.values() if isinstance(value, str)) for row in normal]
+    hashes: list[bytes | None] = []
+    end = size = 0
+    for start, text in enumerate(texts):
+        while size < passage and end < len(texts):
+            size += len(texts[end])
+            end += 1
+        joined = " ".join(filter(None, texts[start:end]))
+        hashes.append(hashlib.sha256(joined.encode()).digest() if text and size >= passage else None)
+        size -= len(text)
+    return hashes
 
 
 def _normal(value: Any) -> Any:
@@ -49,26 +64,31 @@ def class_labels(rows: pa.Table) -> list[Any] | None:
 
 
 def without_repeats(
-    groups: Mapping[str, Sequence[int]], contents: Sequence[bytes], *, whole: str
+    groups: Mapping[str, Sequence[int]], contents: Sequence[bytes | None], *, whole: str
 ) -> dict[str, list[int]]:
     """Keep the first of the rows that are the same, in the order of the groups. The group `whole` keeps every row."""
-    seen: set[bytes] = set()
+    seen: set[bytes | None] = set()
     kept: dict[str, list[int]] = {}
     for name, rows in groups.items():
         kept[name] = []
         for row in rows:
-            if name == whole or contents[row] not in seen:
+            content = contents[row]
+            if name == whole or content is None or content not in seen:
                 kept[name].append(row)
-            seen.add(contents[row])
+            seen.add(content)
     return kept
 
 
 def shared_out(
-    rows: Sequence[int], shares: Mapping[str, float], labels: Sequence[Any] | None, *, seed: int
+    rows: Sequence[int], shares: Mapping[str, float], labels: Sequence[Any] | None, *, seed: int | None
 ) -> dict[str, list[int]]:
-    """Shuffle, spread every label evenly over the whole order, and cut: each split has its share of each label."""
+    """Shuffle, spread every label evenly over the whole order, and cut: each split has its share of each label.
+
+    Without a seed nothing is shuffled: each split is a run of consecutive rows, in the order of `shares`.
+    """
     order = list(rows)
-    random.Random(seed).shuffle(order)
+    if seed is not None:
+        random.Random(seed).shuffle(order)
     if labels is not None:
         totals = Counter(labels[row] for row in order)
         seen: Counter[Any] = Counter()
@@ -78,7 +98,7 @@ def shared_out(
             seen[labels[row]] += 1
         order.sort(key=position.__getitem__)
     splits, start, share = {}, 0, 0.0
-    for split in sorted(shares):
+    for split in sorted(shares) if seed is not None else shares:
         share += shares[split]
         end = round(share * len(order))
         splits[split] = order[start:end]
@@ -86,13 +106,16 @@ def shared_out(
     return splits
 
 
-def overlap(splits: Mapping[str, Iterable[int]], contents: Sequence[bytes]) -> list[tuple[str, int, str, int]]:
+def overlap(splits: Mapping[str, Iterable[int]], contents: Sequence[bytes | None]) -> list[tuple[str, int, str, int]]:
     """Rows that an earlier split has too: (that split, its row, this split, this row)."""
     first: dict[bytes, tuple[str, int]] = {}
     repeats = []
     for split, rows in splits.items():
         for row in rows:
-            other, twin = first.setdefault(contents[row], (split, row))
+            content = contents[row]
+            if content is None:
+                continue
+            other, twin = first.setdefault(content, (split, row))
             if other != split:
                 repeats.append((other, twin, split, row))
     return repeats

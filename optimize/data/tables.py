@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from optimize.errors import SourceError
 from optimize.source import DATA_SUFFIXES, Local, Origin, data_format
 from optimize.source.hub import Hub
+from optimize.source.wheel import Wheel
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -22,12 +23,16 @@ READERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "jsonl": ("json", {}),
     "parquet": ("parquet", {}),
     "arrow": ("arrow", {}),
+    "text": ("text", {"sample_by": "document"}),
 }
 """Format -> the reader in `datasets`, and its options."""
 
 
 def read(origin: Origin, scratch: Path, *, format: str | None, subset: str | None, split: str | None) -> pa.Table:
     """All rows that are there, in memory. `scratch` is an empty folder, `split` one that a hub data set has.
+
+    Of a text file every line is a row, without its line end; what follows the last one is a row as well, often empty.
+    So `"\\n".join` gives back the text as it was, though with every line end as "\\n".
 
     Raises `SourceError` for a format that nothing tells, and for a file that can't be read as what it claims to be.
     """
@@ -41,9 +46,23 @@ def read(origin: Origin, scratch: Path, *, format: str | None, subset: str | Non
         return _load(
             origin, "hub data set", split, path=origin.repo, name=subset, revision=origin.commit, cache_dir=cache
         )
+    names, chosen = files_of(origin, format)
+    origin.copy([glob.escape(name) for name in names], scratch)
+    reader, options = READERS[chosen]
+    files = [glob.escape(str(scratch / name)) for name in names]
+    table = _load(origin, chosen, "train", path=reader, data_files=files, cache_dir=scratch / "cache", **options)
+    return _lines(table) if chosen == "text" else table
+
+
+def files_of(origin: Local | Wheel, format: str | None) -> tuple[list[str], str]:
+    """The files with rows, and their format. In a folder text files count where there are no others: they may be notes.
+
+    Raises `SourceError` where nothing tells the format.
+    """
     names = origin.names()
     if len(names) > 1 or (isinstance(origin, Local) and origin.path.is_dir()):
         names = [name for name in names if data_format(name) in ((format,) if format else READERS)]
+        names = [name for name in names if data_format(name) != "text"] or names
     formats = {format or data_format(name) for name in names}
     if len(formats) != 1 or None in formats:
         found = f"files of several formats ({', '.join(sorted(map(str, formats)))})" if formats else "no data file"
@@ -51,11 +70,14 @@ def read(origin: Origin, scratch: Path, *, format: str | None, subset: str | Non
             f"{origin} has an unknown format" if None in formats else f"{origin} has {found}",
             hint=f"set data.format to one of {', '.join(READERS)}, or use an ending such as {', '.join(DATA_SUFFIXES)}",
         )
-    chosen = str(formats.pop())
-    origin.copy([glob.escape(name) for name in names], scratch)
-    reader, options = READERS[chosen]
-    files = [glob.escape(str(scratch / name)) for name in names]
-    return _load(origin, chosen, "train", path=reader, data_files=files, cache_dir=scratch / "cache", **options)
+    return names, str(formats.pop())
+
+
+def _lines(documents: pa.Table) -> pa.Table:
+    import pyarrow as pa
+
+    texts = (text for chunk in documents["text"].iterchunks() for text in chunk.to_pylist())
+    return pa.table({"text": pa.array((line for text in texts for line in text.split("\n")), pa.string())})
 
 
 def _load(origin: Origin, what: str, split: str | None, **options: Any) -> pa.Table:

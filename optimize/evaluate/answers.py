@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optimize.errors import EvaluationError
-from optimize.evaluate.bootstrap import Resampled, resample_confusion, resample_means, resample_rows
+from optimize.evaluate.bootstrap import Resampled, resample_confusion, resample_means, resample_rows, resample_sums
 from optimize.evaluate.statistics import mcnemar_exact, tang_interval, tango_interval, wilson_interval
 from optimize.evaluate.types import Interval
 from optimize.tasks import Metric
@@ -29,8 +29,8 @@ class Estimate:
 
 
 def score_answers(metric: Metric, outputs: NDArray[Any], targets: NDArray[Any], confidence: float) -> Estimate:
-    """One model's own value. `outputs` [n, ...], `targets` [n, ...]."""
-    n = len(targets)
+    """One model's own value. `outputs` [n, ...], `targets` [n, ...] (empty where the outputs tell all)."""
+    n = len(outputs)
     with _said_of(metric):
         if metric.kind == "binary":
             hits = int(_per_row(metric, outputs, targets).sum())
@@ -53,7 +53,7 @@ def compare_answers(
             "ci": resampled.interval("ratio", confidence),
         }
         difference = resampled.interval("difference", confidence)
-        return Estimate(ours - theirs, difference, len(targets), {"ratio": ratio})
+        return Estimate(ours - theirs, difference, len(candidate), {"ratio": ratio})
 
 
 def compare_hits(candidate: NDArray[Any], over: NDArray[Any], confidence: float) -> Estimate:
@@ -94,6 +94,9 @@ def _per_row(metric: Metric, outputs: NDArray[Any], targets: NDArray[Any]) -> ND
 def _resample(metric: Metric, outputs: Sequence[NDArray[Any]], targets: NDArray[Any]) -> Resampled:
     if metric.kind == "rows":
         return resample_means(np.stack([_per_row(metric, answers, targets) for answers in outputs], axis=1))
+    if metric.kind == "sums" and metric.from_sums is not None:
+        sums = np.stack([_per_row(metric, answers, targets) for answers in outputs], axis=1)
+        return resample_sums(metric.from_sums, sums)
     if metric.from_confusion is not None:
         return resample_confusion(metric.from_confusion, [answers.argmax(axis=-1) for answers in outputs], targets)
     return resample_rows(metric.compute, outputs, targets)

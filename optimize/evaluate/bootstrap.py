@@ -76,6 +76,30 @@ def resample_means(values: Floats, *, resamples: int = ROW_RESAMPLES, seed: int 
     return Resampled(total / n, np.concatenate(replicates), (total - values) / max(n - 1, 1), np.ones(n))
 
 
+def resample_sums(
+    statistic: Callable[[Floats], Floats], values: Floats, *, resamples: int = RESAMPLES, seed: int = 0
+) -> Resampled:
+    """For a metric that is a function of sums over rows, such as a ratio of two. `values` [n, m, k] of m models;
+    `statistic`: sums [..., k] -> [...].
+    """
+    n = len(values)
+    flat = values.reshape(n, -1)
+    generator = np.random.default_rng(seed)
+    block = max(1, BLOCK // n)
+
+    def evaluate(sums: Floats) -> Floats:
+        return statistic(sums.reshape(-1, *values.shape[1:]))
+
+    # Drawing n rows is drawing how often each is drawn.
+    replicates = [
+        evaluate(generator.multinomial(n, np.full(n, 1 / n), size=min(block, resamples - start)) @ flat)
+        for start in range(0, resamples, block)
+    ]
+    total = flat.sum(axis=0)
+    one_less = evaluate(total - flat) if n > 1 else np.empty((0, values.shape[1]))
+    return Resampled(evaluate(total)[0], np.concatenate(replicates), one_less, np.ones(len(one_less)))
+
+
 def resample_confusion(
     statistic: Callable[[NDArray[np.int64]], Floats],
     predictions: Sequence[NDArray[np.integer[Any]]],
@@ -120,12 +144,12 @@ def resample_rows(
     resamples: int = ROW_RESAMPLES,
     seed: int = 0,
 ) -> Resampled:
-    """For any function of (outputs [n, ...], targets [n, ...]); `outputs` are m models'."""
-    n = len(targets)
+    """For any function of (outputs [n, ...], targets [n, ...] or empty); `outputs` are m models'."""
+    n = len(outputs[0])
     generator = np.random.default_rng(seed)
 
     def evaluate(rows: NDArray[np.int64]) -> list[float]:
-        return [statistic(answers[rows], targets[rows]) for answers in outputs]
+        return [statistic(answers[rows], targets[rows] if len(targets) else targets) for answers in outputs]
 
     replicates = [evaluate(generator.integers(n, size=n)) for _ in range(resamples)]
     everything = np.arange(n)

@@ -18,7 +18,7 @@ from optimize.evaluate import host
 from optimize.evaluate.measured import Measured, measure_processes, slots_of
 from optimize.evaluate.outputs import Outputs
 from optimize.evaluate.scores import Scores
-from optimize.evaluate.types import CONFIDENCE, Comparison, Unit, to_plain
+from optimize.evaluate.types import CONFIDENCE, TIMES, Comparison, Unit, times_of, to_plain
 
 if TYPE_CHECKING:
     from optimize.data import Data
@@ -88,8 +88,9 @@ class Evaluation:
 
     @property
     def metrics(self) -> dict[str, Metric | Measure]:
-        wanted = {"size": True, "latency": self.settings.latency, "peak_memory": self.settings.peak_memory}
-        return {**self._metrics, **{name: Measure(name) for name, on in wanted.items() if on}}
+        times = times_of(self._outputs.task) if self.settings.latency else ()
+        memory = ["peak_memory"] if self.settings.peak_memory else []
+        return {**self._metrics, **{name: Measure(name) for name in ("size", *times, *memory)}}
 
     def measure(self, *, remeasure: bool) -> None:
         """Fill `scores`, `measurement` and `sidecars`."""
@@ -134,7 +135,7 @@ class Evaluation:
             def work_out() -> dict[str, Any]:
                 from optimize.evaluate.answers import compare_answers
 
-                answers = self._outputs.of(candidate, ours), self._outputs.of(over, theirs)
+                answers = self._outputs.pair(candidate, ours, over, theirs)
                 return _plain(compare_answers(self._metrics[metric], *answers, self._outputs.targets, confidence))
 
             found = self._store.value("comparisons", key, work_out)
@@ -145,7 +146,7 @@ class Evaluation:
         return self._process_comparisons(candidate, over, metric, slots, confidence)
 
     def absolute(self, name: str, metric: str, confidence: float = CONFIDENCE) -> list[Comparison]:
-        """An artifact's own value at each setting: latency in milliseconds, size and memory in bytes."""
+        """An artifact's own value at each setting: times in milliseconds, size and memory in bytes."""
         artifact = self.subjects[name]
         if metric in self._metrics:
 
@@ -180,35 +181,23 @@ class Evaluation:
             artifact, reference = self.subjects[name], self.subjects[other]
 
             def work_out(other: str = other, artifact: Artifact = artifact, reference: Artifact = reference) -> Any:
-                from optimize.evaluate.fidelity import fidelity
-
-                return fidelity(self._outputs.of(name, artifact), self._outputs.of(other, reference))
+                return self._outputs.task.fidelity(*self._outputs.pair(name, artifact, other, reference))
 
             key = {"reference": reference.digest, **self._outputs.key(artifact)}
             found[role] = self._store.value("fidelity", key, work_out)
         return found
 
     def _flips(self, name: str, artifact: Artifact) -> Path | None:
-        """A JSON line for each row whose top answer differs from the baseline's; None where there is no top answer."""
+        """A JSON line for each answer that is not the baseline's; None where the task can't tell."""
         reference = self.subjects[self.baseline]
         path = self._store.path("flips", {"over": reference.digest, **self._outputs.key(artifact)}, ".jsonl")
         if not path.exists():
-            ours, theirs = self._outputs.of(name, artifact), self._outputs.of(self.baseline, reference)
-            if ours.ndim != 2 or ours.shape[1] < 2:
+            ours, theirs = self._outputs.pair(name, artifact, self.baseline, reference)
+            task, preprocessor = self._outputs.task, self._outputs.preprocessor(artifact)
+            flips = task.flips(preprocessor, self._outputs.rows, ours, theirs, reference.task)
+            if flips is None:
                 return None
-            rows = (ours.argmax(axis=1) != theirs.argmax(axis=1)).nonzero()[0]
-            task, table = self._outputs.task, self._outputs.rows.take(rows)
-            told = zip(
-                rows.tolist(),
-                table.to_pylist(),
-                task.answers(theirs[rows], reference.task) if len(rows) else [],
-                task.answers(ours[rows], artifact.task) if len(rows) else [],
-                strict=True,
-            )
-            lines = [
-                json.dumps({"row": row, **columns, "baseline": before, "candidate": after}, ensure_ascii=False)
-                for row, columns, before, after in told
-            ]
+            lines = [json.dumps(flip, ensure_ascii=False) for flip in flips]
             write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
         return path
 
@@ -237,9 +226,10 @@ class Evaluation:
                     confidence,
                 )
                 for setting in timings.settings
+                if setting.metric == metric
             }
 
-        unit: Unit = "absolute" if over is None else "speedup" if metric == "latency" else "ratio"
+        unit: Unit = "absolute" if over is None else "speedup" if metric in TIMES else "ratio"
         key = {"timings": measured.digest, "metric": metric, "slots": list(slots), "confidence": confidence}
         found = self._store.value("comparisons", key, work_out)
         return [

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from optimize.errors import EvaluationError
 from optimize.evaluate.statistics import sample_needed
-from optimize.evaluate.types import LEVEL, Comparison, GateResult, Interval, Unit, Verdict
+from optimize.evaluate.types import LEVEL, TIMES, Comparison, GateResult, Interval, Unit, Verdict
 
 if TYPE_CHECKING:
     from optimize.recipe import Gate
@@ -53,7 +53,7 @@ RULES: dict[str, Rule] = {
 }
 """Equality is on the good side, which matters to exact measures (size) alone."""
 
-IN_ROUNDS = ("latency", "peak_memory")
+IN_ROUNDS = (*TIMES, "peak_memory")
 """Metrics whose sample is of rounds; that of others is of rows."""
 
 
@@ -153,7 +153,7 @@ def _judge_one(gate: Gate, comparison: Comparison, evaluation: Evidence) -> Gate
         verdict = "pass"
     elif far < rule.side * bound:
         verdict = "fail"
-    doubt = _control_doubt(evaluation, comparison, estimate, bound) if gate.metric == "latency" else None
+    doubt = _control_doubt(evaluation, comparison, estimate, bound) if gate.metric in TIMES else None
     if doubt:
         verdict = "inconclusive"
     outcome = {"pass": "met", "fail": "not met"}.get(verdict) or doubt or _what_settles(comparison, estimate, ci, bound)
@@ -199,7 +199,7 @@ def _control_doubt(evaluation: Evidence, comparison: Comparison, estimate: float
     """Why the gate stays open: the baseline may differ from itself by more than the estimate does from the limit."""
     control = evaluation.measurement.get("control", {}).get(comparison.setting)
     if control is None:
-        raise EvaluationError(f"latency at {comparison.setting} was measured without an A/A control")
+        raise EvaluationError(f"{comparison.metric} at {comparison.setting} was measured without an A/A control")
     far_end = max(math.inf if end is None else abs(end) for end in control["ci"])
     margin = abs(_log(estimate) - _log(bound))
     if margin >= far_end:
@@ -233,7 +233,10 @@ def _describe(comparison: Comparison, unit: Unit, estimate: float, ci: Interval)
     elif unit == "ratio":
         text = f"{subject} is {show(estimate)} of that of {comparison.over}"
     elif unit == "speedup":
-        text = f"{comparison.artifact} is {show(estimate)} times as fast as {comparison.over}"
+        ours, theirs = comparison.artifact, str(comparison.over)
+        if comparison.metric != "latency":
+            ours, theirs = subject, f"that of {theirs}"
+        text = f"{ours} is {show(estimate)} times as fast as {theirs}"
     else:
         text = f"{subject} is {show(estimate)}"
     if comparison.setting:

@@ -7,13 +7,19 @@ import platform
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 FLAGS = (
     *("avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16", "avx_vnni"),
-    *("amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "bf16", "sve", "sve2"),
+    *("amx_tile", "amx_int8", "amx_bf16", "amx_fp16"),
+    *("asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve", "sve2"),
 )
 """Instruction sets that kernels for small numbers look for."""
+HALF = {
+    "bfloat16": {"avx512_bf16", "amx_bf16", "bf16"},
+    "float16": {"avx512_fp16", "amx_fp16", "asimdhp"},
+}
+"""16-bit type -> the instruction sets, any one of which multiplies in it."""
 LIBRARIES = ("numpy", "torch", "transformers", "tokenizers", "onnxruntime", "openvino")
 OURSELVES = "optimize-workbench"
 
@@ -53,6 +59,11 @@ def cpu_quota() -> float | None:
         if quota not in ("max", "-1"):
             quotas.append(int(quota) / int(period))
     return min(quotas, default=None)
+
+
+def computes_in(dtype: Literal["bfloat16", "float16"]) -> bool:
+    """Whether the processor multiplies in that type, rather than by way of float32."""
+    return bool(HALF[dtype] & set(fingerprint()["cpu"]["flags"]))
 
 
 def memory_bytes() -> int | None:

@@ -3,7 +3,7 @@
 Process start shifts a model's speed by a percent or two for good (where its memory lies), so a process is the unit:
 each round starts one for every artifact and one more for the baseline, the A/A control. All have the same threads,
 processors and denormal mode. They warm up until they get no faster; then they take turns, in random order, in short
-blocks of calls, and whoever waits is stopped, so that no thread pool spins.
+blocks of calls, and whoever waits is stopped, so that no thread pool spins. What a call is, `timings.Setting` says.
 
 Rounds go on to a half-width set beforehand or to the budget; a gate's limit has no say.
 """
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimize.evaluate import process, signals
 from optimize.evaluate.process import Worker, workers
-from optimize.evaluate.timings import CONTROL, Round, Timings
+from optimize.evaluate.timings import CONTROL, Decode, Round, Timings
 from optimize.evaluate.types import CONFIDENCE
 
 if TYPE_CHECKING:
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 BLOCK_SECONDS = 0.015
 """A block is so long, or one call."""
-FEWEST_TURNS, MOST_TURNS = 4, 16
+FEWEST_TURNS, MOST_TURNS = 2, 16
 """Turns in a round at one setting, an even number; between them the budget decides."""
 LEAST_SECONDS = 1.0
 """For turns at one setting, however little of the budget starting the processes has left."""
 WARM_SECONDS = 3.0
-"""The most that warming up one artifact at one setting may take, where it takes no single call longer."""
+"""Warming up one artifact at one setting ends with the call that takes it past this."""
 BUDGET_SHARE = 2 / 3
 """Of the budget, what the fewest rounds are laid out to take; the rest is for rounds that replace dropped ones."""
 
@@ -102,7 +102,7 @@ def _round(timings: Timings, plan: Plan, deadline: float) -> Round:
     with workers([plan.artifacts[source] for source in sources], threads, plan.folder) as started:
         by_slot = dict(zip(slots, started, strict=True))
         for worker, source in zip(started, sources, strict=True):
-            worker.send_open(plan.inputs[source])
+            worker.send_open(plan.inputs[source], timings.settings)
         denormals = [worker.reply()["denormals"] for worker in started]
         for worker in started:
             if cores:
@@ -150,8 +150,12 @@ def _warm_up(timings: Timings, by_slot: Mapping[str, Worker]) -> dict[str, dict[
 def _lay_out(timings: Timings, speeds: Mapping[str, Mapping[str, float]], seconds: float) -> None:
     """Set the calls of a block and the turns of a round, once for all: what is cheap leaves time to what is not."""
     costs: dict[str, float] = {}
-    for label, by_slot in speeds.items():
+    for setting in timings.settings:
+        label, by_slot = setting.label, speeds[setting.label]
         timings.calls[label] = {slot: max(1, round(BLOCK_SECONDS / call)) for slot, call in by_slot.items()}
+        if isinstance(setting, Decode):
+            # A call is the slower the longer the text before it: all go through it in step.
+            timings.calls[label] = dict.fromkeys(by_slot, max(timings.calls[label].values()))
         extra = _leads_in(timings, label)
         costs[label] = sum(call * (timings.calls[label][slot] + extra) for slot, call in by_slot.items())
     for done, label in enumerate(sorted(costs, key=lambda label: costs[label])):
@@ -178,7 +182,8 @@ def _take_turns(
         chance.shuffle(order) if turn % 2 == 0 else order.reverse()
         for slot in order:
             calls = timings.calls[label][slot]
-            patience = process.PATIENCE_SECONDS / 10 + 30 * (calls + 1) * speeds[slot]
+            # A block of decoding may have to read its prompt before.
+            patience = process.PATIENCE_SECONDS + 30 * (calls + 1) * speeds[slot]
             request = {"input": index, "calls": calls, "lead_in": lead_in, "patience": patience}
             answer = _on_turn(by_slot[slot], "run", **request)
             seconds[slot].append([float(f"{call:.6g}") for call in answer["seconds"]])

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from optimize.evaluate.timings import Setting, Timings
     from optimize.progress import Progress
     from optimize.recipe import Evaluate
+    from optimize.tasks import Task
 
 MEMORY_ROUNDS = 3
 """Fresh processes an artifact, where memory is measured without latency."""
@@ -126,7 +127,7 @@ def _measure(
     from optimize.evaluate.latency import Plan, measure
     from optimize.evaluate.timings import Timings
 
-    measured_at = _settings(settings, subjects[baseline])
+    measured_at = _settings(settings, outputs.task, subjects[baseline])
     latency = settings.latency
     timings = (
         stored.timings.only(list(slots.values()))
@@ -183,7 +184,7 @@ def _folder(settings: Evaluate, outputs: Outputs, scores: Scores, baseline: str,
         "again": again,
         "rows": outputs.data.digests[SPLIT],
         "task": [outputs.task.name, outputs.task.VERSION],
-        "settings": settings.latency.model_dump(mode="json") if settings.latency else settings.batch_size,
+        "settings": settings.latency.of(outputs.task.generates) if settings.latency else settings.batch_size,
         # What the system keeps of the memory for itself differs by some pages from one start to the next.
         "host": {name: fact for name, fact in host.fingerprint().items() if name != "memory_bytes"},
     }
@@ -206,14 +207,20 @@ def _stored(folder: Path, scores: Scores, slots: Mapping[str, str]) -> Measured 
     return max(found, key=lambda one: (len(one.timings.slots) == len(wanted), len(one.timings.kept)), default=None)
 
 
-def _settings(settings: Evaluate, baseline: Artifact) -> list[Setting]:
-    from optimize.evaluate.timings import Setting
+def _settings(settings: Evaluate, task: Task, baseline: Artifact) -> list[Setting]:
+    """What is called: to be timed, or, without `latency`, for the memory that it takes."""
+    from optimize.evaluate.timings import Batch, Decode, Prefill
+    from optimize.recipe.latency import Latency
 
-    latency = settings.latency
-    if latency is None:
-        return [Setting(settings.batch_size, int(baseline.task.get("max_length", 128)), 1)]
+    latency = settings.latency or Latency()
     threads = min(latency.threads, host.cpu_count())
-    return [Setting(size, latency.sequence_length, threads) for size in dict.fromkeys(latency.batch_sizes)]
+    if task.generates:
+        prefill = [Prefill(length, threads) for length in dict.fromkeys(latency.prefill)]
+        decode = latency.decode
+        return [*prefill, *([Decode(decode.prompt_length, decode.new_tokens, threads)] if decode else [])]
+    if settings.latency is None:
+        return [Batch(settings.batch_size, int(baseline.task.get("max_length", 128)), threads)]
+    return [Batch(size, latency.sequence_length, threads) for size in dict.fromkeys(latency.batch_sizes)]
 
 
 @contextlib.contextmanager
@@ -230,9 +237,8 @@ def _inputs(
             files[subject] = []
             for index, setting in enumerate(settings):
                 path = folder / f"{number}-{index}.npz"
-                inputs = outputs.inputs(
-                    subject, artifact, batch_size=setting.batch_size, sequence_length=setting.sequence_length
-                )
+                rows, tokens = setting.shape
+                inputs = outputs.inputs(subject, artifact, batch_size=rows, sequence_length=tokens)
                 np.savez(path, allow_pickle=False, **inputs)
                 files[subject].append(path)
         yield folder, files

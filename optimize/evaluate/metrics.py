@@ -1,4 +1,4 @@
-"""Metrics of classification, and the user's own."""
+"""Metrics of classification and of language models, and the user's own."""
 
 from __future__ import annotations
 
@@ -62,9 +62,39 @@ def _matthews(outputs: NDArray[Any], targets: NDArray[Any]) -> float:
     return float(_matthews_of(_confusion(outputs, targets)))
 
 
+def _log_likelihoods(outputs: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.float64]:
+    """A window's log-likelihood in nats, and how many tokens were scored [n, 2]."""
+    import numpy as np
+
+    return np.stack([outputs["log_likelihood"].sum(axis=1, dtype=np.float64), outputs["scored"].sum(axis=1)], axis=1)
+
+
+def _perplexity_of(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """exp(-mean log-likelihood a token); infinite past what a float holds."""
+    import numpy as np
+
+    with np.errstate(over="ignore"):
+        return np.asarray(np.exp(-sums[..., 0] / sums[..., 1]))
+
+
+def _perplexity(outputs: NDArray[Any], targets: NDArray[Any]) -> float:
+    return float(_perplexity_of(_log_likelihoods(outputs, targets).sum(axis=0)))
+
+
 ACCURACY = Metric("accuracy", higher_is_better=True, kind="binary", compute=_accuracy, per_row=_hits)
 MACRO_F1 = Metric("macro_f1", higher_is_better=True, kind="set", compute=_macro_f1, from_confusion=_macro_f1_of)
 MATTHEWS = Metric("matthews", higher_is_better=True, kind="set", compute=_matthews, from_confusion=_matthews_of)
+
+PERPLEXITY = Metric(
+    "perplexity",
+    higher_is_better=False,
+    kind="sums",
+    compute=_perplexity,
+    per_row=_log_likelihoods,
+    from_sums=_perplexity_of,
+)
+"""Of records as `optimize.tasks.causal_lm` reads them. Whole windows are resampled: neighbouring tokens depend on each
+other."""
 
 
 def load_metric(name: str) -> Metric:

@@ -44,7 +44,7 @@ class Outputs:
         self.threads = threads
         self.on_batch = on_batch
         """Told (name, rows done, rows in all)."""
-        self._held: dict[str, NDArray[np.float32]] = {}
+        self._held: dict[str, NDArray[Any]] = {}
 
     def key(self, artifact: Artifact) -> dict[str, Any]:
         """What the outputs, and all that is computed from them, depend on."""
@@ -52,20 +52,29 @@ class Outputs:
         return {
             "artifact": artifact.digest,
             "rows": self.data.digests[SPLIT],
-            "task": [self.task.name, self.task.VERSION],
+            "task": [self.task.name, self.task.VERSION, self._spec(artifact)],
             "batch_size": self.batch_size,
             "threads": self.threads,
             "cpu": machine["cpu"],
             "libraries": {name: value for name, value in machine["libraries"].items() if name != host.OURSELVES},
         }
 
-    def of(self, name: str, artifact: Artifact) -> NDArray[np.float32]:
-        """One output a row [n, ...]. Raises `EvaluationError` where they can't be had or are not finite."""
+    def of(self, name: str, artifact: Artifact) -> NDArray[Any]:
+        """One output an input [n, ...]: numbers, or records. Raises `EvaluationError` where they can't be had or are
+        not finite.
+        """
         if artifact.digest not in self._held:
             self._held[artifact.digest] = self.scores.array(
                 "outputs", self.key(artifact), lambda: self._answer(name, artifact)
             )
         return self._held[artifact.digest]
+
+    def pair(self, name: str, artifact: Artifact, other: str, reference: Artifact) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Both one's outputs. Raises `EvaluationError` where they do not answer the same."""
+        ours, theirs = self.of(name, artifact), self.of(other, reference)
+        if fault := self.task.incomparable(ours, theirs):
+            raise EvaluationError(f"it can't be held against {other}: {fault}", stage=name)
+        return ours, theirs
 
     @cached_property
     def rows(self) -> pa.Table:
@@ -77,43 +86,57 @@ class Outputs:
 
     def inputs(self, name: str, artifact: Artifact, *, batch_size: int, sequence_length: int) -> Mapping[str, Any]:
         """One batch of evaluation rows to measure the speed of a call with."""
+        # A running text needs as many rows as it takes.
+        rows = self.rows if self.task.generates else self.rows.slice(0, batch_size)
         with _said_of(name):
             return self.task.latency_inputs(
-                self._preprocessor(artifact),
-                self.rows.slice(0, batch_size),
+                self.preprocessor(artifact),
+                rows,
                 artifact.task,
                 batch_size=batch_size,
                 sequence_length=sequence_length,
             )
 
-    def _preprocessor(self, artifact: Artifact) -> Any:
+    def preprocessor(self, artifact: Artifact) -> Any:
         return self.task.preprocessor(artifact.path, trust_remote_code=artifact.trust_remote_code)
 
-    def _answer(self, name: str, artifact: Artifact) -> NDArray[np.float32]:
+    def _spec(self, artifact: Artifact) -> dict[str, Any]:
+        return dict(self.task.evaluation_spec(artifact.task, self.data.info))
+
+    def _answer(self, name: str, artifact: Artifact) -> NDArray[Any]:
         import numpy as np
 
         with _said_of(name):
-            preprocessor = self._preprocessor(artifact)
-            features = self.task.encode(preprocessor, self.rows, artifact.task)
+            preprocessor = self.preprocessor(artifact)
+            features = self.task.encode(preprocessor, self.rows, self._spec(artifact))
             runner = runtimes.open_artifact(artifact, self.threads)
-            outputs: NDArray[np.float32] | None = None
+            outputs: NDArray[Any] | None = None
             done = 0
             for rows, inputs in self.task.batches(preprocessor, features, self.batch_size):
                 batch = self.task.read_outputs(runner.run(inputs), inputs)
                 if outputs is None:
-                    outputs = np.empty((len(features), *batch.shape[1:]), dtype=np.float32)
+                    outputs = np.empty((len(features), *batch.shape[1:]), dtype=batch.dtype)
                 outputs[rows] = batch
                 done += len(rows)
                 self.on_batch(name, done, len(features))
         if outputs is None:
-            raise EvaluationError("there are no evaluation rows", stage=name)
-        if bad := int(len(outputs) - np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1).sum()):
+            raise EvaluationError("the evaluation rows have nothing to answer to", stage=name)
+        if bad := int(len(outputs) - _finite(outputs).sum()):
             raise EvaluationError(
-                f"{bad} of {len(outputs)} evaluation rows get an output that is not a finite number",
+                f"{bad} of {len(outputs)} {self.task.unit} get an output that is not a finite number",
                 stage=name,
                 hint="keep the layers that overflow in floating point (`ignore`), or use another mode",
             )
         return outputs
+
+
+def _finite(outputs: NDArray[Any]) -> NDArray[np.bool_]:
+    """Whether all numbers of an output, in every field of a record, are finite [n]."""
+    import numpy as np
+
+    if outputs.dtype.names is not None:
+        return np.logical_and.reduce([_finite(outputs[name]) for name in outputs.dtype.names])  # type: ignore[no-any-return]
+    return np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1)  # type: ignore[no-any-return]
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from optimize.errors import EvaluationError
 
 if TYPE_CHECKING:
     from optimize.artifact import Artifact
+    from optimize.evaluate.timings import Setting
 
 PATIENCE_SECONDS = 600.0
 """A worker that says nothing for so long is taken for hung (loading a large model from a slow disk takes minutes)."""
@@ -82,14 +83,15 @@ class Worker:
         self.send(do, **request)
         return self.reply(patience)
 
-    def send_open(self, inputs: Sequence[Path]) -> None:
+    def send_open(self, inputs: Sequence[Path], settings: Sequence[Setting]) -> None:
+        """`inputs` are `.npz` files, one for each setting."""
         self.send(
             "open",
             format=self.artifact.format,
             path=str(self.artifact.path.absolute()),
             threads=self.threads,
             trust_remote_code=self.artifact.trust_remote_code,
-            inputs=[str(path) for path in inputs],
+            inputs=[{"file": str(path), **setting.to_json()} for path, setting in zip(inputs, settings, strict=True)],
         )
 
     def stop(self) -> None:

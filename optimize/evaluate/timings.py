@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import statistics
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
 from optimize.evaluate.signals import LIMITS
 from optimize.evaluate.statistics import mean_interval
@@ -18,14 +19,84 @@ P99_SAMPLES = 299
 """Fewer say nothing about the 99 % quantile: the largest of 299 exceeds it with 95 % certainty."""
 
 
-class Setting(NamedTuple):
+class Setting(ABC):
+    """What one timed call is, and at what."""
+
+    metric: ClassVar[str]
+    """The name by which gates ask for its time."""
+    threads: int
+
+    @property
+    def label(self) -> str:
+        return ",".join(f"{name}={value}" for name, value in vars(self).items())
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """Rows and tokens of the text that calls read."""
+
+    @abstractmethod
+    def rate(self, seconds: float) -> dict[str, float]:
+        """What gets done in a second of calls that take so long."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in run.json; `phase` says which of a language model's two it is."""
+        return {"phase": self.metric, **vars(self)}
+
+
+@dataclass(frozen=True)
+class Batch(Setting):
+    """A call answers some rows."""
+
+    metric: ClassVar[str] = "latency"
     batch_size: int
     sequence_length: int
     threads: int
 
     @property
-    def label(self) -> str:
-        return ",".join(f"{name}={value}" for name, value in self._asdict().items())
+    def shape(self) -> tuple[int, int]:
+        return self.batch_size, self.sequence_length
+
+    def rate(self, seconds: float) -> dict[str, float]:
+        return {"throughput": self.batch_size / seconds}
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self)}
+
+
+@dataclass(frozen=True)
+class Prefill(Setting):
+    """A call reads a prompt and chooses the first token after it."""
+
+    metric: ClassVar[str] = "prefill"
+    prompt_length: int
+    threads: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return 1, self.prompt_length
+
+    def rate(self, seconds: float) -> dict[str, float]:
+        return {"tokens_per_second": self.prompt_length / seconds}
+
+
+@dataclass(frozen=True)
+class Decode(Setting):
+    """A call reads one token, through the cache, and chooses the next: from the prompt's end on to the last of
+    `new_tokens`, and again from the prompt's end. What is read is the text's own, whatever was chosen, so that every
+    artifact does the same work."""
+
+    metric: ClassVar[str] = "decode"
+    prompt_length: int
+    new_tokens: int
+    threads: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return 1, self.prompt_length + self.new_tokens
+
+    def rate(self, seconds: float) -> dict[str, float]:
+        return {"tokens_per_second": 1 / seconds}
 
 
 @dataclass(frozen=True)
@@ -65,11 +136,11 @@ class Timings:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Timings:
-        settings = [Setting(*setting) for setting in value["settings"]]
+        settings = [_setting(setting) for setting in value["settings"]]
         return cls(**{**value, "settings": settings, "rounds": [Round(**one) for one in value["rounds"]]})
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "settings": [setting.to_json() for setting in self.settings]}
 
     def only(self, slots: Sequence[str]) -> Timings:
         """The same rounds, of these slots (and the control) alone: more rounds of fewer artifacts join them."""
@@ -128,12 +199,12 @@ class Timings:
         samples = np.array(self.samples(slot, setting.label))
         p50, p90, p99 = (float(value) for value in np.quantile(samples, (0.5, 0.9, 0.99)) * 1e3)
         return {
-            **setting._asdict(),
+            **setting.to_json(),
             "p50_ms": p50,
             "p90_ms": p90,
             **({"p99_ms": p99} if samples.size >= P99_SAMPLES else {}),
             "mean_ms": float(samples.mean()) * 1e3,
-            "throughput": setting.batch_size / float(samples.mean()),
+            **setting.rate(float(samples.mean())),
             "samples": int(samples.size),
         }
 
@@ -159,3 +230,11 @@ class Timings:
                 low, high = self.interval(ratios, CONFIDENCE)
                 found["control"][setting.label] = {"estimate": statistics.fmean(ratios), "ci": [low, high]}
         return found
+
+
+def _setting(value: Mapping[str, Any] | Sequence[int]) -> Setting:
+    """From `Setting.to_json`, or from the three numbers of a batch that were all there was to a setting before."""
+    if not isinstance(value, Mapping):
+        return Batch(*value)
+    kinds = {kind.metric: kind for kind in (Batch, Prefill, Decode)}
+    return kinds[value.get("phase", Batch.metric)](**{name: at for name, at in value.items() if name != "phase"})

@@ -9,12 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from optimize.tasks import Task
 
 Interval = tuple[float, float]
 Unit = Literal["difference", "ratio", "speedup", "absolute"]
 Verdict = Literal["pass", "fail", "inconclusive"]
 
+TIMES = ("latency", "prefill", "decode")
+"""Metrics that say how long a call takes; `times_of` says which of them a task has."""
 LEVEL = 0.05
 """A gate is a one-sided test at this level, which is what a two-sided interval of `CONFIDENCE` decides."""
 CONFIDENCE = 1 - 2 * LEVEL
@@ -65,6 +70,11 @@ class GateResult:
 
     def to_json(self) -> dict[str, Any]:
         return to_plain(asdict(self))  # type: ignore[no-any-return]
+
+
+def times_of(task: Task) -> tuple[str, ...]:
+    """A model that generates makes its user wait for the first token, then for each further one; others answer."""
+    return ("prefill", "decode") if task.generates else ("latency",)
 
 
 def to_plain(value: Any) -> Any:

@@ -3,7 +3,8 @@
 It reads one JSON object a line from standard input and answers each with one line on standard output. A library that
 prints can't break this: the two pipes are kept aside, and everybody else's standard output becomes standard error.
 
-    {"do": "open", "format": "onnx", "path": "...", "threads": 1, "trust_remote_code": false, "inputs": ["a.npz", ...]}
+    {"do": "open", "format": "onnx", "path": "...", "threads": 1, "trust_remote_code": false,
+     "inputs": [{"file": "a.npz"}, {"file": "b.npz", "phase": "decode", "prompt_length": 128}]}
     {"do": "pin", "cores": [1]}
     {"do": "warm", "input": 0, "seconds": 2.0} -> {"call_seconds": 0.004}
     {"do": "run", "input": 0, "calls": 5, "lead_in": true} -> {"seconds": [0.004, ...], "cpu", "waited", "switches"}
@@ -23,9 +24,16 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from optimize.runtimes import Decoder
 
 WINDOW_SECONDS = 0.02
 """Warm-up is watched in windows of about so long (at least one call)."""
@@ -35,26 +43,73 @@ STEADY = 0.97
 """Warm-up is over when a window is not faster than this share of the fastest one before it."""
 
 
-class Served:
-    """An open model and the inputs it is measured with."""
+class Text:
+    """The sequence of an open decoder. All settings share it, as a user has one: its cache is part of the memory."""
 
-    def __init__(self, format: str, path: str, threads: int, trust_remote_code: bool, inputs: list[str]) -> None:
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder = decoder
+        self.held: NDArray[np.int64] | None = None
+        """What is read, as far as the decoder has come."""
+
+    def prefill(self, text: NDArray[np.int64]) -> float:
+        """Seconds from an empty sequence to the first token after the text."""
+        self.decoder.truncate(0)
+        self.held = text
+        return self._choose(text)
+
+    def decode(self, text: NDArray[np.int64], prompt_length: int) -> float:
+        """Seconds that the text's next token takes. At the text's end it goes on from the prompt's end again."""
+        if self.held is not text:
+            if not self._holds(text[:prompt_length]):
+                self.prefill(text[:prompt_length])
+            self.held = text
+            self.decoder.truncate(prompt_length)
+        elif self.decoder.length == len(text):
+            self.decoder.truncate(prompt_length)
+        return self._choose(text[self.decoder.length :][:1])
+
+    def _holds(self, prompt: NDArray[np.int64]) -> bool:
+        """Whether the sequence begins so: prompts of several lengths are of one text, and reading one takes a while."""
+        return self.held is not None and self.held[: self.decoder.length][: len(prompt)].tolist() == prompt.tolist()
+
+    def _choose(self, tokens: NDArray[np.int64]) -> float:
+        start = time.perf_counter()
+        # A token is there once it is chosen: that is a part of what a user waits for, and a lazy runtime can't be late.
+        self.decoder.forward(tokens).argmax()
+        return time.perf_counter() - start
+
+
+class Served:
+    """An open model and the calls it is measured with, one for each setting; each gives its seconds."""
+
+    def __init__(
+        self, format: str, path: str, threads: int, trust_remote_code: bool, inputs: Sequence[dict[str, Any]]
+    ) -> None:
         import numpy as np
 
         from optimize import runtimes
 
         self.runner = runtimes.get(format).open(Path(path), threads, trust_remote_code=trust_remote_code)
-        self.inputs = []
-        for name in inputs:
-            with np.load(name, allow_pickle=False) as arrays:
-                self.inputs.append({key: arrays[key] for key in arrays.files})
+        loaded = []
+        for one in inputs:
+            with np.load(one["file"], allow_pickle=False) as arrays:
+                loaded.append({key: arrays[key] for key in arrays.files})
+        if any("phase" in one for one in inputs):
+            text = Text(self.runner.decoder(max(arrays["input_ids"].shape[1] for arrays in loaded)))
+        self.calls: list[Callable[[], float]] = []
+        for one, arrays in zip(inputs, loaded, strict=True):
+            if "phase" not in one:
+                self.calls.append(partial(self.answer, arrays))
+            elif one["phase"] == "prefill":
+                self.calls.append(partial(text.prefill, arrays["input_ids"][0]))
+            else:
+                self.calls.append(partial(text.decode, arrays["input_ids"][0], one["prompt_length"]))
         # Whatever loading left behind is none of the collector's business while we measure.
         gc.collect()
         gc.freeze()
         self.denormals = bool(np.float32(1e-38) * np.float32(1e-2) > 0)
 
-    def call(self, input: int) -> float:
-        inputs = self.inputs[input]
+    def answer(self, inputs: Mapping[str, NDArray[Any]]) -> float:
         start = time.perf_counter()
         self.runner.run(inputs)
         return time.perf_counter() - start
@@ -62,18 +117,17 @@ class Served:
     def warm(self, input: int, seconds: float) -> dict[str, float]:
         """Call until it gets no faster, or for so many seconds. Told is the fastest call, the least disturbed."""
         start = time.perf_counter()
-        fastest = self.call(input)
+        fastest = self.calls[input]()
         calls = max(1, round(WINDOW_SECONDS / max(fastest, 1e-6)))
         windows: list[float] = []
-        while True:
-            window = [self.call(input) for _ in range(calls)]
+        while (elapsed := time.perf_counter() - start) <= seconds:
+            enough = len(windows) >= FEWEST_WINDOWS and elapsed >= LEAST_SECONDS
+            if enough and windows[-1] >= STEADY * min(windows[:-1]):
+                break
+            window = [self.calls[input]() for _ in range(calls)]
             fastest = min(fastest, *window)
             windows.append(statistics.median(window))
-            elapsed = time.perf_counter() - start
-            if len(windows) < FEWEST_WINDOWS or elapsed < LEAST_SECONDS:
-                continue
-            if windows[-1] >= STEADY * min(windows[:-1]) or elapsed > seconds:
-                return {"call_seconds": fastest}
+        return {"call_seconds": fastest}
 
     def run(self, input: int, calls: int, lead_in: bool) -> dict[str, Any]:
         """Timed calls; with `lead_in` one more goes ahead untimed, since others have emptied the caches meanwhile.
@@ -82,8 +136,8 @@ class Served:
         """
         before = _usage()
         if lead_in:
-            self.call(input)
-        seconds = [self.call(input) for _ in range(calls)]
+            self.calls[input]()
+        seconds = [self.calls[input]() for _ in range(calls)]
         after = _usage()
         waited = None if after[1] is None or before[1] is None else after[1] - before[1]
         return {"seconds": seconds, "cpu": after[0] - before[0], "waited": waited, "switches": after[2] - before[2]}

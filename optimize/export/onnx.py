@@ -9,12 +9,19 @@ The batch and the length stay free. The file is opened in ONNX Runtime and answe
 lengths and batch sizes; where it differs from the parent by more than `tolerance`, the stage fails. Nodes are named
 after the PyTorch modules that they came from (`bert.encoder.layer.0.attention.self.query/MatMul`), which is what the
 `ignore` globs of later stages match.
+
+Causal language models take a way of their own (`decoder.py`), with a key/value cache and ONNX Runtime's operators, and
+keep the codes of a GPTQ or bitsandbytes checkpoint:
+
+    stages:
+      - quantize: gptq
+      - export: onnx
+        lm_head: int8
+        float_activations: ["*.layers.29.mlp.gate_proj", "*.layers.29.mlp.up_proj"]
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -24,6 +31,7 @@ from optimize.artifact import Artifact
 from optimize.config import Block
 from optimize.context import Context
 from optimize.errors import StageError
+from optimize.export import onnx_graph
 from optimize.quiet import quiet
 from optimize.runtimes.onnx import MODEL
 from optimize.tasks import Inputs
@@ -34,8 +42,6 @@ if TYPE_CHECKING:
 VERSION = 1
 
 _CHECKED_ROWS = 33
-_LARGEST_FILE = 2_000_000_000
-"""Bytes of weights above which they lie beside the graph: protobuf ends at 2 GiB."""
 
 
 class Config(Block):
@@ -44,14 +50,31 @@ class Config(Block):
     opset: int | None = Field(None, ge=18)
     """Version of the standard operators; the default is the newest that the exporter writes."""
     fusions: Literal["none", "cpu", "cuda"] = "none"
-    """Fuse nodes into ONNX Runtime's own operators for this device ahead of time; other runtimes can't read the file
-    then. ONNX Runtime also fuses by itself when it loads a file: on MiniLM, `cpu` made it slower."""
+    """Of an encoder: fuse nodes into ONNX Runtime's own operators for this device ahead of time; other runtimes can't
+    read the file then. ONNX Runtime also fuses by itself when it loads a file: on MiniLM, `cpu` made it slower."""
     tolerance: float = Field(1e-4, gt=0)
-    """The largest absolute difference from the parent's outputs on real rows; more is an error."""
+    """The largest absolute difference from the parent's outputs on real rows; more is an error. Of a language model it
+    is a share of the largest logit, and holds for the graph with activations in float32."""
+    lm_head: Literal["none", "int8", "int4"] = "none"
+    """Of a language model: round the layer that gives the logits, and with it an embedding that is the same matrix, to
+    codes in blocks of 64. On small models they are most of the bytes."""
+    activations: Literal["int8", "float32"] = "int8"
+    """Of a language model: what layers on integer codes round their inputs to while they compute. `float32` is exact
+    and several times slower."""
+    float_activations: tuple[str, ...] = ()
+    """Of a language model: globs of layers that take their inputs in float32 all the same: those whose inputs have
+    outliers, such as the first and last `down_proj`."""
+    max_divergence: float = Field(0.05, gt=0)
+    """Of a language model: how far the next tokens may be from the parent's on a real window, by rounding activations
+    and the head (mean Kullback-Leibler divergence, in nats); more is an error."""
 
 
 def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
     """Export and compare. Raises `StageError` where the model can't be exported or answers differently."""
+    if context.task.generates:
+        from optimize.export import decoder
+
+        return decoder.run(artifact, config, context)
     task, spec, trust = context.task, artifact.task, artifact.trust_remote_code
     if not context.data.num_rows.get("validation"):
         raise StageError("nothing to check the export with", hint="give `data.splits.validation` a share of the rows")
@@ -68,8 +91,8 @@ def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
         model.config.save_pretrained(context.directory)
         context.update(0, 2, "tracing")
         graph = _export(model, checks[-1][1], config)
-    _make_reproducible(graph)
-    _save(graph, context.directory / MODEL)
+    onnx_graph.make_reproducible(graph)
+    onnx_graph.save(graph, context.directory / MODEL)
     context.update(1, 2, "comparing with the parent")
     difference = _compare(artifact, checks, config.tolerance, context)
     return Artifact.from_directory(
@@ -122,52 +145,6 @@ def _export(model: Any, sample: Inputs, config: Config) -> onnx_ir.Model:
             f"the model can't be exported: {type(error).__name__}: {reason}", hint="try another opset, or fusions: none"
         ) from error
     return graph
-
-
-def _make_reproducible(model: onnx_ir.Model) -> None:
-    """Drop what holds paths of this machine or counts earlier work, and give names that a person can use."""
-    names: Counter[str] = Counter()
-    for node in model.graph.all_nodes():
-        name = f"{_module(node)}/{node.op_type}"
-        names[name] += 1
-        node.name = f"{name}_{names[name]}" if names[name] > 1 else name
-    for graph in model.graphs():
-        for node in graph:
-            node.metadata_props.clear()
-            node.doc_string = None
-            for value in node.outputs:
-                value.metadata_props.clear()
-                value.doc_string = None
-                if not value.is_graph_output():
-                    # Shapes can be inferred again; kept, they go stale when a later stage changes a weight.
-                    value.shape = value.type = None
-        graph.metadata_props.clear()
-        graph.doc_string = None
-        for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
-            value.metadata_props.clear()
-            value.doc_string = None
-    model.metadata_props.clear()
-    model.doc_string = None
-    for value in (*model.graph.inputs, *model.graph.outputs):
-        if value.shape is not None:
-            for axis, name in zip(range(len(value.shape)), ("batch", "length"), strict=False):
-                if not isinstance(value.shape[axis], int):
-                    value.shape[axis] = name
-
-
-def _module(node: onnx_ir.Node) -> str:
-    """The PyTorch module a node came from (its exporter notes the scopes, outermost first and the operation last)."""
-    import ast
-
-    scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
-    return scopes[-2] if len(scopes) > 1 and scopes[-2] else "graph"
-
-
-def _save(model: onnx_ir.Model, path: Path) -> None:
-    import onnx_ir
-
-    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
-    onnx_ir.save(model, path, external_data=f"{path.name}.data" if weights > _LARGEST_FILE else None)
 
 
 def _compare(parent: Artifact, checks: list[tuple[list[int], Inputs]], tolerance: float, context: Context) -> float:

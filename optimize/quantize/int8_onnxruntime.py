@@ -14,9 +14,7 @@ a small encoder's file.
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -24,6 +22,7 @@ from optimize.artifact import Artifact
 from optimize.config import Block
 from optimize.context import Context
 from optimize.errors import StageError
+from optimize.quantize import graphs
 from optimize.quiet import quiet
 from optimize.runtimes import onnx
 
@@ -56,8 +55,8 @@ class Config(Block):
 def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
     """Quantise. Raises `StageError` where an `ignore` glob matches nothing or nothing could be quantised."""
     source = artifact.path / onnx.MODEL
-    model = _load(source)
-    kept = _ignored(model, config.ignore)
+    model = graphs.load(source)
+    kept = graphs.matching(model, _OPERATORS, config.ignore)
     quantized = _quantize(model, kept, config, context.scratch)
     counts = Counter(node.op_type for node in quantized.graph.node)
     done = {name: counts[name] for name in _RESULTS if counts[name]}
@@ -68,11 +67,8 @@ def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
         )
     if not config.reduce_range and _lacks_vnni():
         context.warn("this processor has no VNNI, so that 8-bit sums can overflow: try reduce_range: true")
-    _save(quantized, context.directory / onnx.MODEL)
-    for name in artifact.files:
-        if name != onnx.MODEL and not name.startswith(f"{onnx.MODEL}."):
-            (context.directory / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(artifact.path / name, context.directory / name)
+    graphs.save(quantized, context.directory / onnx.MODEL)
+    graphs.copy_others(artifact, context.directory)
     onnx.open(context.directory, threads=1)  # refuses a graph that ONNX Runtime would not load
     result = Artifact.from_directory(
         context.directory,
@@ -84,35 +80,6 @@ def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
     if result.size_bytes >= artifact.size_bytes:
         context.warn("the quantised file is no smaller than its parent")
     return result
-
-
-def _load(path: Path) -> ModelProto:
-    """The graph with its weights and without `value_info`, which goes stale when weights change type and layout."""
-    import onnx as library
-
-    model = library.load(path)
-    del model.graph.value_info[:]
-    return model
-
-
-def _ignored(model: ModelProto, globs: tuple[str, ...]) -> list[str]:
-    """Names of the nodes that stay in float: those a glob matches, or one of whose weights it matches."""
-    constants = {tensor.name for tensor in model.graph.initializer}
-    names = {
-        node.name: [node.name, *(value for value in node.input if value in constants)]
-        for node in model.graph.node
-        if node.op_type in _OPERATORS
-    }
-    kept = []
-    for glob in globs:
-        matched = [node for node, known in names.items() if any(fnmatchcase(name, glob) for name in known)]
-        if not matched:
-            raise StageError(
-                f"`ignore` {glob!r} matches no node of {', '.join(_OPERATORS)}",
-                hint=f"node names look like {next(iter(names), '(none)')!r}",
-            )
-        kept += matched
-    return sorted(set(kept))
 
 
 def _quantize(model: ModelProto, kept: list[str], config: Config, scratch: Path) -> ModelProto:
@@ -140,14 +107,7 @@ def _quantize(model: ModelProto, kept: list[str], config: Config, scratch: Path)
             )
         except Exception as error:  # it raises whatever it stumbles over
             raise StageError(f"ONNX Runtime can't quantise the graph: {error}") from error
-    return _load(path)
-
-
-def _save(model: ModelProto, path: Path) -> None:
-    for node in model.graph.node:
-        del node.metadata_props[:]
-        node.doc_string = ""
-    path.write_bytes(model.SerializeToString(deterministic=True))
+    return graphs.load(path)
 
 
 def _lacks_vnni() -> bool:

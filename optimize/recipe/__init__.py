@@ -16,9 +16,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from optimize import tasks
 from optimize.artifact import digest_of
 from optimize.config import Block
 from optimize.data import DataConfig
+from optimize.recipe.latency import Latency
 from optimize.recipe.limits import ABSOLUTE, RELATIVE
 from optimize.stages import Entry
 
@@ -56,23 +58,6 @@ class Model(Block):
     """Allow code that lies in the model's folder to run. Leave it false unless you have read that code."""
 
 
-class Latency(Block):
-    """How the time of a model call is measured: rounds of fresh processes that take turns."""
-
-    batch_sizes: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 8)
-    """Rows a call."""
-    sequence_length: int = Field(default=128, ge=1)
-    """Tokens a row; every row has exactly so many."""
-    threads: int = Field(default=1, ge=1)
-    """Threads of the runtime."""
-    rounds: int = Field(default=6, ge=6)
-    """The fewest rounds."""
-    half_width: float = Field(default=0.03, gt=0)
-    """Rounds go on until half the 90 % interval of the log ratio is this narrow, or the budget is spent."""
-    budget_seconds: float = Field(default=90.0, gt=0)
-    """The most time that all rounds may take."""
-
-
 class Evaluate(Block):
     """What is measured of every artifact."""
 
@@ -94,7 +79,8 @@ class Gate(Block):
     """A limit on a metric. It passes where the whole interval is on the good side of the limit."""
 
     metric: str
-    """A task metric such as `accuracy`, a function of yours, or `latency`, `size`, `peak_memory`."""
+    """A task metric such as `accuracy`, a function of yours, or `latency` (of a language model `prefill` or `decode`),
+    `size`, `peak_memory`."""
     on: str | tuple[str, ...] | None = None
     """The stage or stages judged; the default is every leaf of the chain."""
     over: str | None = None
@@ -112,9 +98,9 @@ class Gate(Block):
     max_ratio: Positive | None = None
     """At most this share of the other's value, for a metric of which less is better."""
     min_speedup: Positive | None = None
-    """At least this many times as fast as the other (latency)."""
+    """At least this many times as fast as the other (latency, prefill, decode)."""
     max_ms: Positive | None = None
-    """At most this many milliseconds a call (latency)."""
+    """At most this many milliseconds a call (latency, prefill, decode)."""
     on_inconclusive: Literal["fail", "warn"] = "fail"
     """What an interval that holds the limit means: no promotion, or a warning."""
 
@@ -204,6 +190,7 @@ class Recipe:
 
     def document(self) -> dict[str, Any]:
         """The recipe's normal form as JSON values: the same for every way of writing it; `load` takes it."""
+        generates = tasks.get(self.model.task).generates
         return {
             "version": self.version,
             "name": self.name,
@@ -220,7 +207,9 @@ class Recipe:
                 for stage in self.stages
             ],
             "baseline": self.baseline,
-            "evaluate": self.evaluate.model_dump(mode="json"),
+            "evaluate": self.evaluate.model_dump(
+                mode="json", exclude={"latency": {*Latency.settings_of(not generates)}}
+            ),
             "gates": [gate.model_dump(mode="json", exclude_none=True) for gate in self.gates],
             "promote": self.promote.model_dump(mode="json") if self.promote else None,
         }

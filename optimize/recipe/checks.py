@@ -19,7 +19,8 @@ from optimize.config import Block
 from optimize.data import DataConfig
 from optimize.recipe import SOURCE, Evaluate, Gate, Model, Name, Promote, Recipe, Stage, leaves_of
 from optimize.recipe.blocks import did_you_mean, read_block
-from optimize.recipe.limits import MEASURED, RELATIVE, USER_METRIC, limit_fault
+from optimize.recipe.latency import Latency
+from optimize.recipe.limits import MEASURED, RELATIVE, USER_METRIC, limit_fault, measure_fault, measured_of
 from optimize.recipe.stages import MAX_STAGES, read_stages
 from optimize.recipe.text import Text, Trail
 
@@ -101,7 +102,7 @@ def _read_version_1(text: Text, top: dict[str, Any], file: Path | None, base: Pa
     parts = _Parts(text, top, base)
     for step in (
         *(_read_model, _read_data, _read_chain, _read_evaluate, _read_gates, _read_promote),
-        *(_check_sources, _check_baseline, _check_metrics, _check_gates, _check_promote),
+        *(_check_sources, _check_baseline, _check_latency, _check_metrics, _check_gates, _check_promote),
     ):
         step(parts)
     if text.diagnostics or not (document and parts.model and parts.data and parts.stages):
@@ -237,6 +238,18 @@ def _check_stage_name(parts: _Parts, name: str, trail: Trail) -> bool:
     return False
 
 
+def _check_latency(parts: _Parts) -> None:
+    """A language model is timed by `prefill` and `decode`, any other by `batch_sizes` and `sequence_length`."""
+    latency = _get(parts.top, "evaluate", "latency")
+    if parts.task is None or not isinstance(latency, dict):
+        return
+    known = " and ".join(f"`{key}`" for key in Latency.settings_of(parts.task.generates))
+    for key in latency:
+        if key in Latency.settings_of(not parts.task.generates):
+            message = f"`{key}` does not apply to {parts.task.name}"
+            parts.text.report(("evaluate", "latency", key), message, f"its speed is measured at {known}", key=True)
+
+
 def _check_metrics(parts: _Parts) -> None:
     metrics = _get(parts.top, "evaluate", "metrics")
     for index, metric in enumerate(metrics[:MAX_GATES] if isinstance(metrics, list) else ()):
@@ -249,14 +262,14 @@ def _check_metrics(parts: _Parts) -> None:
 
 def _check_metric(parts: _Parts, metric: str, trail: Trail) -> bool:
     """Whether the metric will be measured. A task's metric that only a gate names is added to those asked for."""
-    if metric in {"latency", "peak_memory"} and parts.evaluate and not getattr(parts.evaluate, metric):
-        parts.text.report(trail, f"nothing measures `{metric}`", f"turn on `evaluate.{metric}`")
+    if fault := measure_fault(metric, parts.task, parts.evaluate):
+        parts.text.report(trail, *fault)
         return False
     if parts.task is None or metric in MEASURED or metric in parts.task.metrics or USER_METRIC.fullmatch(metric):
         return True
     if metric in _installed_metrics():
         return True
-    known = [*parts.task.metrics, *MEASURED, *_installed_metrics()]
+    known = [*parts.task.metrics, *measured_of(parts.task), *_installed_metrics()]
     parts.text.report(trail, f"nothing measures `{metric}`", did_you_mean(metric, known))
     return False
 

@@ -39,7 +39,7 @@ class Table:
                 one["name"],
                 [
                     *(self._quality(one, metric) for metric in self._metrics),
-                    *(self._latency(one, setting) for setting in self._settings),
+                    *(self._time(one, setting) for setting in self._settings),
                     self._size(one),
                 ],
                 self._verdict(one),
@@ -99,11 +99,15 @@ class Table:
         value = score["value"]
         return _cell("?" if value is None else f"{value:.3f}", self._compared(artifact, metric), "{:+.3f}")
 
-    def _latency(self, artifact: Mapping[str, Any], setting: Mapping[str, str]) -> Cell:
+    def _time(self, artifact: Mapping[str, Any], setting: Mapping[str, str]) -> Cell:
         for score in _latencies(artifact):
             if _setting(score) == setting:
-                compared = self._compared(artifact, "latency", setting)
-                return _cell(f"{score['p50_ms']:.2f} ms", compared, "{:.2f}", "x")
+                metric = setting.get("phase", "latency")
+                shown = f"{score['p50_ms']:.2f} ms"
+                if metric == "decode":
+                    rate = score["tokens_per_second"]
+                    shown = f"{rate:.1f} tokens/s" if rate < 1000 else f"{rate:,.0f} tokens/s"
+                return _cell(shown, self._compared(artifact, metric, setting), "{:.2f}", "x")
         return Cell()
 
     def _size(self, artifact: Mapping[str, Any]) -> Cell:
@@ -122,7 +126,7 @@ class Table:
         baselines = [a["name"] for a in self.document["artifacts"] if a["digest"] == self.document["baseline"]]
         for one in self.document["comparisons"]:
             same = (one["artifact"], one["metric"]) == (artifact["name"], metric) and one["over"] in baselines
-            if same and (setting is None or _parsed(one["setting"]) == setting):
+            if same and (setting is None or _parsed(one["setting"]).items() <= setting.items()):
                 return one  # type: ignore[no-any-return]
         return None
 
@@ -185,8 +189,9 @@ def _latencies(artifact: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _setting(score: Mapping[str, Any]) -> dict[str, str]:
-    """What a latency was measured at."""
-    return {name: str(score[name]) for name in ("batch_size", "sequence_length", "threads") if name in score}
+    """What a time was measured at."""
+    names = ("phase", "batch_size", "sequence_length", "prompt_length", "new_tokens", "threads")
+    return {name: str(score[name]) for name in names if name in score}
 
 
 def _parsed(setting: str | None) -> dict[str, str]:
@@ -195,7 +200,11 @@ def _parsed(setting: str | None) -> dict[str, str]:
 
 
 def _title(setting: Mapping[str, str], settings: Sequence[Mapping[str, str]]) -> str:
-    """`p50, batch 8`, and what else tells it from the other settings."""
+    """`p50, batch 8`, and what else tells it from the other settings; of a language model what its user waits for."""
+    if setting.get("phase") == "prefill":
+        return f"first token, prompt {setting['prompt_length']}"
+    if setting.get("phase") == "decode":
+        return "decode"
     others = [f"{name.split('_')[0]} {value}" for name, value in setting.items() if name != "batch_size"]
     crowded = sum(other.get("batch_size") == setting.get("batch_size") for other in settings) > 1
     return ", ".join([f"p50, batch {setting.get('batch_size', '?')}", *(others if crowded else ())])

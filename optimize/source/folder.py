@@ -11,12 +11,18 @@ from typing import Any
 
 from optimize.artifact import Artifact, walk
 from optimize.errors import StoreError
+from optimize.tasks.causal_lm import max_positions
 
 FORMATS = {"model.onnx": "onnx"}
 """A file that only a model of that format has -> the format; a folder without one of these must hold safetensors."""
-TASKS = {"ForSequenceClassification": "text-classification"}
+TASKS = {
+    "ForSequenceClassification": "text-classification",
+    "ForCausalLM": "causal-lm",
+    "LMHeadModel": "causal-lm",
+}
 """How the name of the architecture ends -> the task."""
 MAX_LENGTH = 128
+CONTEXT_LENGTH = 512
 
 
 def load_folder(path: Path, *, trust_remote_code: bool = False) -> Artifact:
@@ -53,6 +59,9 @@ def _task(folder: Path) -> dict[str, Any]:
         hint = f"known are {', '.join(f'*{end}' for end in TASKS)}"
         raise StoreError(f"the task of a model {told} can't be told", location=str(folder), hint=hint)
     try:
+        if task == "causal-lm":
+            length = min(CONTEXT_LENGTH, max_positions(config) or CONTEXT_LENGTH)
+            return {"name": task, "context_length": length, "stride": length}
         # transformers leaves the names out of config.json where they are these.
         labels = config.get("id2label") or {i: f"LABEL_{i}" for i in range(int(config.get("num_labels", 2)))}
         return {

@@ -36,16 +36,19 @@ class Metric:
     """A number that says how good the answers are.
 
     `kind` decides the interval: `binary` (a mean of 0/1 outcomes a row: Tango), `rows` (a mean of numbers a row: paired
-    bootstrap) or `set` (a number only a set of rows has, such as F1: paired bootstrap over rows).
+    bootstrap), `sums` (a function of sums over rows, such as perplexity: paired bootstrap over rows) or `set` (a number
+    only a set of rows has, such as F1: the same, slower).
     """
 
     name: str
     higher_is_better: bool
-    kind: Literal["binary", "rows", "set"]
+    kind: Literal["binary", "rows", "sums", "set"]
     compute: Callable[[NDArray[Any], NDArray[Any]], float]
     """(outputs [n, ...], targets [n, ...]) -> the number."""
     per_row: Callable[[NDArray[Any], NDArray[Any]], NDArray[np.float64]] | None = None
-    """(outputs, targets) -> one number a row [n]; required for `binary` and `rows`."""
+    """(outputs, targets) -> one number a row [n], required for `binary` and `rows`; for `sums` several [n, k]."""
+    from_sums: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None
+    """For `sums`: what `per_row` gives, summed over rows [..., k] -> the same numbers as `compute`, [...]."""
     from_confusion: Callable[[NDArray[np.int64]], NDArray[np.float64]] | None = None
     """For a `set` metric of classes, which is what the outputs' last axis stands for: counts [..., target, answer] ->
     the same numbers as `compute`, [...]. Makes the bootstrap a hundred times faster."""
@@ -61,6 +64,13 @@ class Task(ABC):
     """The recipe's `data` block: the common keys and the task's own columns."""
     metrics: ClassVar[Mapping[str, Metric]]
     default_metrics: ClassVar[tuple[str, ...]]
+    generates: ClassVar[bool] = False
+    """Whether models of this task write on, a token at a time: then `prefill` and `decode` are what is timed."""
+    unit: ClassVar[str] = "evaluation rows"
+    """What outputs are of, in messages."""
+    passage: ClassVar[int] = 0
+    """Characters from which on a text that two splits share is a leak; shorter rows count together with those that
+    follow. 0: every row counts."""
 
     @abstractmethod
     def prepare(self, table: pa.Table, config: Any) -> tuple[pa.Table, dict[str, Any]]:
@@ -74,6 +84,13 @@ class Task(ABC):
     @abstractmethod
     def spec(self, config: Any, info: Mapping[str, Any]) -> dict[str, Any]:
         """`Artifact.task` for artifacts of this recipe: {"name", "max_length", "labels", ...}."""
+
+    def evaluation_spec(self, spec: Mapping[str, Any], info: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What `encode` is told of evaluation rows: an artifact's spec, and what the recipe wants of scoring alone.
+
+        `info` is what `prepare` found. What is added here changes no artifact.
+        """
+        return spec
 
     @abstractmethod
     def check_source(self, path: Path, spec: Mapping[str, Any]) -> bool:
@@ -93,7 +110,7 @@ class Task(ABC):
 
     @abstractmethod
     def encode(self, preprocessor: Any, rows: pa.Table, spec: Mapping[str, Any]) -> list[Features]:
-        """Rows -> model inputs, unpadded."""
+        """Rows -> model inputs, unpadded: one a row, or, of a running text, one a window."""
 
     @abstractmethod
     def collate(self, preprocessor: Any, features: Sequence[Features], length: int | None = None) -> Inputs:
@@ -128,16 +145,53 @@ class Task(ABC):
         """One batch of real rows, every one exactly `sequence_length` long (repeated and cut, never padding)."""
 
     @abstractmethod
-    def read_outputs(self, raw: Mapping[str, NDArray[Any]], inputs: Inputs) -> NDArray[np.float32]:
-        """A runtime's arrays -> one output a row, such as logits [batch, labels]."""
+    def read_outputs(self, raw: Mapping[str, NDArray[Any]], inputs: Inputs) -> NDArray[Any]:
+        """A runtime's arrays -> one output an input: numbers such as logits [batch, labels], or records [batch]."""
 
     @abstractmethod
     def targets(self, rows: pa.Table) -> NDArray[Any]:
-        """What the answers are held against, [n, ...]."""
+        """What the answers are held against, [n, ...]; empty where outputs are records that hold it themselves."""
 
     @abstractmethod
-    def answers(self, outputs: NDArray[np.float32], spec: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def answers(self, outputs: NDArray[Any], spec: Mapping[str, Any]) -> list[dict[str, Any]]:
         """What `predict` returns for each row, such as {"label": "positive", "score": 0.98}."""
+
+    def incomparable(self, outputs: NDArray[Any], reference: NDArray[Any]) -> str | None:
+        """Why two models' outputs do not answer the same, or None where they do."""
+        if outputs.shape == reference.shape:
+            return None
+        return f"its outputs are {list(outputs.shape)}, the other's {list(reference.shape)}"
+
+    def fidelity(self, outputs: NDArray[Any], reference: NDArray[Any]) -> dict[str, Any]:
+        """How far the outputs lie from a reference's; JSON."""
+        from optimize.evaluate.fidelity import fidelity
+
+        return fidelity(outputs, reference)
+
+    def flips(
+        self,
+        preprocessor: Any,
+        rows: pa.Table,
+        outputs: NDArray[Any],
+        reference: NDArray[Any],
+        spec: Mapping[str, Any],
+    ) -> list[dict[str, Any]] | None:
+        """What a person wants to look at: where the answer is another than the reference's, each with its input.
+
+        None where an output has no top answer.
+        """
+        if outputs.ndim != 2 or outputs.shape[1] < 2:
+            return None
+        flipped = (outputs.argmax(axis=1) != reference.argmax(axis=1)).nonzero()[0]
+        if not len(flipped):
+            return []
+        before, after = (self.answers(answers[flipped], spec) for answers in (reference, outputs))
+        return [
+            {"row": row, **columns, "baseline": then, "candidate": now}
+            for row, columns, then, now in zip(
+                flipped.tolist(), rows.take(flipped).to_pylist(), before, after, strict=True
+            )
+        ]
 
     @abstractmethod
     def rows_of(self, inputs: Sequence[Any]) -> pa.Table:
@@ -146,6 +200,7 @@ class Task(ABC):
 
 TASKS: dict[str, tuple[str, str]] = {
     "text-classification": ("optimize.tasks.text_classification", "TextClassification"),
+    "causal-lm": ("optimize.tasks.causal_lm", "CausalLM"),
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,6 +13,7 @@ from optimize.errors import EvaluationError, OptimizeError, SourceError
 from optimize.evaluate.metrics import ACCURACY, MACRO_F1, MATTHEWS
 from optimize.tasks import Features, Inputs, Metric, Task
 from optimize.tasks.columns import labels, listed, texts
+from optimize.tasks.pretrained import first_line, load_tokenizer, read_config
 
 if TYPE_CHECKING:
     import numpy as np
@@ -97,7 +97,7 @@ class TextClassification(Task):
     # The model
 
     def check_source(self, path: Path, spec: Mapping[str, Any]) -> bool:
-        config = _read_json(path / "config.json")
+        config = read_config(path / "config.json")
         try:
             if not any(name.endswith(HEAD) for name in config.get("architectures") or ()):
                 return False
@@ -146,30 +146,14 @@ class TextClassification(Task):
                     output_loading_info=True,
                 )
         except Exception as error:  # transformers, safetensors and torch each raise their own
-            raise SourceError(f"the model can't be loaded: {_first_line(error)}", location=str(path)) from error
+            raise SourceError(f"the model can't be loaded: {first_line(error)}", location=str(path)) from error
         missing = sorted(loading["missing_keys"])
         if missing and self.check_source(path, spec):
             raise SourceError(f"the weights of {', '.join(missing[:5])} are missing", location=str(path))
         return model.eval()
 
     def preprocessor(self, path: Path, *, trust_remote_code: bool = False) -> Any:
-        """The tokenizer. One whose config names its class is loaded without `AutoTokenizer`, which imports torch."""
-        import transformers
-
-        from optimize.quiet import quiet
-
-        try:
-            with quiet():
-                config = path / "tokenizer_config.json"
-                name = _read_json(config).get("tokenizer_class") if config.exists() else None
-                cls = getattr(transformers, str(name), None)
-                if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedTokenizerBase)):
-                    cls = transformers.AutoTokenizer
-                return cls.from_pretrained(path, local_files_only=True, trust_remote_code=trust_remote_code)
-        except SourceError:
-            raise
-        except Exception as error:  # tokenizers raises plain ones
-            raise SourceError(f"the tokenizer can't be loaded: {_first_line(error)}", location=str(path)) from error
+        return load_tokenizer(path, trust_remote_code=trust_remote_code)
 
     # Inputs
 
@@ -238,17 +222,3 @@ class TextClassification(Task):
         shares = powers / powers.sum(axis=1, keepdims=True)
         best = shares.argmax(axis=1)
         return [{"label": spec["labels"][i], "score": float(row[i])} for row, i in zip(shares, best, strict=True)]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SourceError(f"{path.name} can't be read: {error}", location=str(path.parent)) from error
-    if not isinstance(value, dict):
-        raise SourceError(f"{path.name} holds no object", location=str(path.parent))
-    return value
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

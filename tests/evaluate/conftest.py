@@ -90,6 +90,7 @@ class ToyData:
         self.table = pa.table({"ids": ids, "label": pa.array(list(labels), pa.int64())})
         self.digests = {"evaluation": digest_of([ids, list(labels)])}
         self.num_rows = {"evaluation": len(ids)}
+        self.info: dict[str, Any] = {}
         self.reads = 0
 
     def rows(self, split: str) -> pa.Table:
@@ -146,6 +147,11 @@ def toy(tmp_path: Path) -> Callable[..., Artifact]:
 
 
 @pytest.fixture
+def toy_task() -> Toy:
+    return Toy()
+
+
+@pytest.fixture
 def toy_data() -> ToyData:
     return ToyData(np.random.default_rng(1).integers(0, 2, size=200).tolist())
 
@@ -182,7 +188,7 @@ def measured(work: Work, toy_data: ToyData, tmp_path: Path, monkeypatch: pytest.
             subjects,
             parents=dict(zip(names[1:], names, strict=False)),
             baseline=names[0],
-            task=Toy(),
+            task=changes.pop("task", Toy()),
             data=data,  # type: ignore[arg-type]
             settings=Evaluate(**settings),
             work=work,

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,12 +22,12 @@ from optimize.errors import EvaluationError
 from optimize.evaluate import latency, process
 from optimize.evaluate.latency import Plan, measure
 from optimize.evaluate.process import Worker, workers
-from optimize.evaluate.timings import CONTROL, Round, Setting, Timings
+from optimize.evaluate.timings import CONTROL, Batch, Round, Timings
 from optimize.evaluate.worker import Served
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs POSIX signals")
 
-SETTINGS = [Setting(1, 8, 1), Setting(4, 8, 1)]
+SETTINGS = [Batch(1, 8, 1), Batch(4, 8, 1)]
 LABELS = [setting.label for setting in SETTINGS]
 
 
@@ -123,7 +124,7 @@ def test_a_damaged_model_is_an_error_that_names_it(toy: Callable[..., Artifact],
 def test_workers_have_the_same_threads_and_processors(toy: Callable[..., Artifact], tmp_path: Path) -> None:
     core = max(os.sched_getaffinity(0))
     with workers([("a", toy("a"))], 1, tmp_path) as (worker,):
-        worker.send_open(list(plan_of({"a": toy("c")}, tmp_path).inputs["a"]))
+        worker.send_open(plan_of({"a": toy("c")}, tmp_path).inputs["a"], SETTINGS)
         assert worker.reply() == {"denormals": True}
         worker.ask("pin", cores=[core])
         threads = [os.sched_getaffinity(int(task.name)) for task in Path(f"/proc/{worker.pid}/task").iterdir()]
@@ -142,7 +143,8 @@ def test_usage_counts_the_lead_in() -> None:
             pass
 
     served = object.__new__(Served)
-    served.inputs, served.runner = [{}], SimpleNamespace(run=burn)
+    served.runner = SimpleNamespace(run=burn)
+    served.calls = [partial(served.answer, {})]
     told = served.run(0, calls=2, lead_in=True)
     assert len(told["seconds"]) == 2
     assert told["cpu"] >= 0.06

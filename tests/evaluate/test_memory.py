@@ -8,6 +8,7 @@ import pytest
 
 from optimize.artifact import Artifact
 from optimize.evaluate.process import workers
+from optimize.evaluate.timings import Batch
 
 MIB = 2**20
 
@@ -16,7 +17,7 @@ def peak(artifact: Artifact, folder: Path) -> int:
     inputs = folder / "inputs.npz"
     np.savez(inputs, input_ids=np.ones((1, 8), dtype=np.int64))
     with workers([("it", artifact)], 1, folder) as (worker,):
-        worker.send_open([inputs])
+        worker.send_open([inputs], [Batch(1, 8, 1)])
         worker.reply()
         worker.ask("run", input=0, calls=1, lead_in=False)
         return int(worker.ask("peak")["bytes"])

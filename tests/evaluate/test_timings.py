@@ -6,9 +6,9 @@ import math
 import pytest
 
 from optimize.evaluate.statistics import mean_interval
-from optimize.evaluate.timings import CONTROL, P99_SAMPLES, Round, Setting, Timings
+from optimize.evaluate.timings import CONTROL, P99_SAMPLES, Batch, Decode, Prefill, Round, Timings
 
-SETTING = Setting(8, 128, 1)
+SETTING = Batch(8, 128, 1)
 LABEL = "batch_size=8,sequence_length=128,threads=1"
 
 
@@ -69,6 +69,22 @@ def test_fewer_artifacts_keep_their_rounds_and_the_control() -> None:
     fewer = timings(a_round(), a_round()).only(["a#0"])
     assert fewer.slots == ["a#0"]
     assert set(fewer.rounds[0].seconds[LABEL]) == {"a#0", CONTROL} == set(fewer.rounds[0].peaks)
+
+
+def test_a_language_model_is_told_of_in_tokens() -> None:
+    assert Prefill(128, 1).rate(0.5) == {"tokens_per_second": 256}
+    assert Decode(128, 64, 1).rate(0.05) == {"tokens_per_second": 20}
+    assert Decode(128, 64, 2).label == "prompt_length=128,new_tokens=64,threads=2"
+
+
+def test_every_setting_goes_to_json_and_back() -> None:
+    settings = [Batch(1, 8, 1), Prefill(16, 2), Decode(16, 4, 1)]
+    measured = Timings(["a#0"], "a#0", [*settings], fewest=2)
+    told = json.loads(json.dumps(measured.to_json()))
+    assert [one.get("phase") for one in told["settings"]] == [None, "prefill", "decode"]
+    assert Timings.from_json(told).settings == settings
+    # As a batch was written before there was anything else.
+    assert Timings.from_json({**told, "settings": [[8, 128, 1]]}).settings == [SETTING]
 
 
 def test_json_and_back() -> None:

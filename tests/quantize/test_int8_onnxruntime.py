@@ -20,11 +20,6 @@ from optimize.quantize import int8_onnxruntime
 from optimize.quantize.int8_onnxruntime import Config, run
 
 
-@pytest.fixture(scope="module")
-def parent(pico_source: Artifact, new_context: Callable[..., Context]) -> Artifact:
-    return export.run(pico_source, export.Config(), new_context())
-
-
 def logits(artifact: Artifact, context: Context) -> np.ndarray:
     tokenizer = context.task.preprocessor(artifact.path)
     features = context.task.encode(tokenizer, context.data.rows("validation"), artifact.task)
@@ -40,10 +35,10 @@ def floats(artifact: Artifact) -> set[str]:
 
 @pytest.mark.parametrize("settings", [{}, {"per_channel": False}, {"reduce_range": True}, {"sym": False}])
 def test_it_is_small_and_answers_like_its_parent(
-    parent: Artifact, new_context: Callable[..., Context], settings: dict[str, bool]
+    pico_graph: Artifact, new_context: Callable[..., Context], settings: dict[str, bool]
 ) -> None:
     context = new_context()
-    result = run(parent, Config(**settings), context)
+    result = run(pico_graph, Config(**settings), context)
     assert floats(result) == set()
     # Two layers of six matrices, the pooler and the classifier; three embeddings.
     assert result.details == {
@@ -51,41 +46,45 @@ def test_it_is_small_and_answers_like_its_parent(
         "quantized": {"MatMulInteger": 14, "DequantizeLinear": 3},
         "ignored": [],
     }
-    weights = {name: artifact.files["model.onnx"]["size"] for name, artifact in (("parent", parent), ("int8", result))}
+    weights = {
+        name: artifact.files["model.onnx"]["size"] for name, artifact in (("parent", pico_graph), ("int8", result))
+    }
     assert weights["int8"] < 0.65 * weights["parent"]
-    assert set(result.files) == set(parent.files)
-    assert result.task == parent.task
-    expected = logits(parent, context)
+    assert set(result.files) == set(pico_graph.files)
+    assert result.task == pico_graph.task
+    expected = logits(pico_graph, context)
     assert np.abs(logits(result, context) - expected).max() < 0.15 * np.abs(expected).max()
 
 
-def test_the_bytes_are_the_same_again_and_hold_no_path(parent: Artifact, new_context: Callable[..., Context]) -> None:
-    first, second = (run(parent, Config(), new_context()) for _ in range(2))
+def test_the_bytes_are_the_same_again_and_hold_no_path(
+    pico_graph: Artifact, new_context: Callable[..., Context]
+) -> None:
+    first, second = (run(pico_graph, Config(), new_context()) for _ in range(2))
     assert first.digest == second.digest
     assert str(first.path.parent).encode() not in (first.path / "model.onnx").read_bytes()
 
 
-def test_ignored_modules_stay_in_float(parent: Artifact, new_context: Callable[..., Context]) -> None:
+def test_ignored_modules_stay_in_float(pico_graph: Artifact, new_context: Callable[..., Context]) -> None:
     ignore = ("bert.encoder.layer.0.*", "*word_embeddings.weight")
-    result = run(parent, Config(ignore=ignore), new_context())
+    result = run(pico_graph, Config(ignore=ignore), new_context())
     assert result.details["quantized"] == {"MatMulInteger": 8, "DequantizeLinear": 2}
     assert "bert.encoder.layer.0.attention.self.query/MatMul" in result.details["ignored"]
     assert "bert.embeddings.word_embeddings.weight" in floats(result)
 
 
-def test_a_glob_that_matches_nothing_is_an_error(parent: Artifact, new_context: Callable[..., Context]) -> None:
+def test_a_glob_that_matches_nothing_is_an_error(pico_graph: Artifact, new_context: Callable[..., Context]) -> None:
     with pytest.raises(StageError, match=r"'decoder\.\*' matches no node") as caught:
-        run(parent, Config(ignore=("decoder.*",)), new_context())
+        run(pico_graph, Config(ignore=("decoder.*",)), new_context())
     assert "node names look like 'bert." in str(caught.value.hint)
 
 
-def test_nothing_quantised_is_an_error(parent: Artifact, new_context: Callable[..., Context]) -> None:
+def test_nothing_quantised_is_an_error(pico_graph: Artifact, new_context: Callable[..., Context]) -> None:
     with pytest.raises(StageError, match="nothing was quantised"):
-        run(parent, Config(ignore=("*",)), new_context())
+        run(pico_graph, Config(ignore=("*",)), new_context())
 
 
 def test_a_processor_without_vnni_is_advised(
-    parent: Artifact, new_context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
+    pico_graph: Artifact, new_context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
 
@@ -95,7 +94,7 @@ def test_a_processor_without_vnni_is_advised(
 
     monkeypatch.setattr("optimize.evaluate.host.fingerprint", lambda: {"cpu": {"flags": ["avx2"]}})
     assert int8_onnxruntime._lacks_vnni()
-    run(parent, Config(), new_context(progress=Listener()))
+    run(pico_graph, Config(), new_context(progress=Listener()))
     assert any("reduce_range" in message for message in told)
 
 

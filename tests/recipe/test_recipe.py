@@ -341,8 +341,9 @@ MISTAKES: dict[str, tuple[str, str, str, str, str | None]] = {
         *("the stage `int8` can't build on itself", None),
     ),
     "order": (
-        *("  - export: onnx\n  - quantize: int8", "  - quantize: int8\n  - export: onnx\n    from: teacher", "12:5"),
-        "`quantize: int8` takes onnx, but stage `teacher` gives transformers",
+        "  - export: onnx\n  - quantize: int8",
+        *("  - quantize: int4\n    name: int8\n  - export: onnx\n    from: teacher", "12:5"),
+        "`quantize: int4` takes onnx, but stage `teacher` gives transformers",
         "put `- export: onnx` before it",
     ),
     "order, by a fork": (
@@ -419,6 +420,15 @@ MISTAKES: dict[str, tuple[str, str, str, str, str | None]] = {
     "latency is not measured": (
         *("baseline: teacher", "evaluate: {latency: null}", "18:13 gates[1].metric"),
         *("nothing measures `latency`", "turn on `evaluate.latency`"),
+    ),
+    "a time that the task does not have": (
+        *("metric: latency", "metric: decode", "18:13 gates[1].metric"),
+        *("`decode` does not apply to text-classification", "its speed is `latency`"),
+    ),
+    "settings of another task": (
+        *("baseline: teacher", "evaluate: {latency: {threads: 1, prefill: [8]}}", "14:34 evaluate.latency.prefill"),
+        *("`prefill` does not apply to text-classification",),
+        "its speed is measured at `batch_sizes` and `sequence_length`",
     ),
     "choice": (
         *("    over: onnx", "    over: onnx\n    on_inconclusive: wran", "21:22 gates[1].on_inconclusive"),

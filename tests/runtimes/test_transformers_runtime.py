@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from transformers import BertForSequenceClassification
 
@@ -95,3 +98,67 @@ def test_pickled_weights_are_not_read(pico_model: Path, tmp_path: Path) -> None:
     torch.save(BertForSequenceClassification.from_pretrained(pico_model).state_dict(), folder / "pytorch_model.bin")
     with pytest.raises(EvaluationError, match="can't be loaded"):
         runtime.open(folder, threads=1)
+
+
+# A sequence that grows
+
+
+def all_logits(folder: Path, ids: Sequence[int]) -> Any:
+    """[length, vocabulary] of one forward over the whole text."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    with torch.no_grad():
+        return model(torch.tensor([list(ids)])).logits[0].float().numpy()
+
+
+def assert_decodes(folder: Path, **close: float) -> None:
+    """After a prompt, steps, another prompt and each truncation the logits are those of one forward over all."""
+    ids = np.random.default_rng(0).integers(2, 300, size=40)
+    expected = all_logits(folder, ids)
+    decoder = runtime.open(folder, threads=1).decoder(40)
+    for start in (0, 20, 13, 0, 30, 5):  # forwards, backwards, and where it is already
+        decoder.truncate(start)
+        decoder.forward(ids[decoder.length : start + 1])
+        for end in range(decoder.length + 1, min(decoder.length + 4, 40)):
+            logits = decoder.forward(ids[end - 1 : end])
+            np.testing.assert_allclose(logits, expected[end - 1], **close)
+            assert decoder.length == end
+        assert logits.dtype == np.float32
+        assert logits.shape == (320,)
+
+
+def test_a_sequence_goes_on_like_the_whole_text(pico_llama: Path) -> None:
+    before = torch.get_num_threads()
+    assert_decodes(pico_llama, rtol=1e-4, atol=1e-5)
+    assert torch.get_num_threads() == before
+
+
+def test_a_window_that_forgets_can_be_truncated(tmp_path: Path) -> None:
+    """Mistral with a window of 8: what has left the window is read again."""
+    config = transformers.MistralConfig(
+        vocab_size=320, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, sliding_window=8, initializer_range=0.1,
+    )  # fmt: skip
+    transformers.MistralForCausalLM(config).save_pretrained(tmp_path)
+    assert_decodes(tmp_path, rtol=1e-4, atol=1e-5)
+
+
+def test_learned_positions_and_half_precision(tmp_path: Path) -> None:
+    config = transformers.GPT2Config(
+        vocab_size=320, n_positions=40, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=1
+    )
+    transformers.GPT2LMHeadModel(config).to(torch.bfloat16).save_pretrained(tmp_path)
+    assert_decodes(tmp_path, rtol=0.05, atol=0.05)
+
+
+def test_a_sequence_has_an_end(pico_llama: Path) -> None:
+    decoder = runtime.open(pico_llama, threads=1).decoder(4)
+    decoder.forward(np.array([5, 6, 7]))
+    with pytest.raises(EvaluationError, match="5 tokens does not fit in 4"):
+        decoder.forward(np.array([5, 6]))
+    with pytest.raises(EvaluationError, match="can't take these inputs"):
+        decoder.forward(np.array([10_000]))
+
+
+def test_an_encoder_does_not_decode(pico_model: Path) -> None:
+    with pytest.raises(EvaluationError, match="BertForSequenceClassification is no decoder"):
+        runtime.open(pico_model, threads=1).decoder(8)

@@ -1,0 +1,120 @@
+"""A transformers checkpoint, rewritten tensor by tensor: one shard is in memory at a time, never the whole model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimize.errors import StageError
+from optimize.quiet import quiet
+
+if TYPE_CHECKING:
+    import torch
+
+    from optimize.artifact import Artifact
+    from optimize.context import Context
+
+CONFIG = "config.json"
+INDEX = "model.safetensors.index.json"
+Convert = Callable[[str, "torch.Tensor"], Mapping[str, "torch.Tensor"]]
+"""(name, tensor) -> what takes its place in the file, by name."""
+
+
+def float_config(artifact: Artifact) -> dict[str, Any]:
+    """`config.json` of a checkpoint in float. Raises `StageError` where the weights are quantised already."""
+    config: dict[str, Any] = json.loads((artifact.path / CONFIG).read_text(encoding="utf-8"))
+    if quantization := config.get("quantization_config"):
+        raise StageError(
+            f"the weights are quantised already ({quantization.get('quant_method', 'by an unknown method')})",
+            hint="say `from:` with the stage whose weights are still in float",
+        )
+    return config
+
+
+def skeleton(artifact: Artifact, config: Mapping[str, Any]) -> Any:
+    """The model without weights (on the meta device): which modules there are, and of what kind."""
+    import torch
+    from transformers import AutoConfig
+
+    from optimize.runtimes.transformers import model_class
+
+    cls, trusted = model_class(str((config.get("architectures") or ["none"])[0]), config, artifact.trust_remote_code)
+    with quiet(), torch.device("meta"):
+        settings = AutoConfig.from_pretrained(artifact.path, local_files_only=True, **trusted)
+        return cls.from_config(settings, **trusted) if trusted else cls(settings)
+
+
+def rewrite(artifact: Artifact, config: Mapping[str, Any], context: Context, convert: Convert) -> None:
+    """Write the checkpoint anew into `context.directory`, with every tensor converted and this `config.json`.
+
+    Files keep their names, and so does the split into shards. Raises `StageError` where a file can't be read.
+    """
+    shards = sorted(artifact.path.glob("*.safetensors"))
+    total = sum(shard.stat().st_size for shard in shards)
+    weight_map: dict[str, str] = {}
+    size = done = 0
+    for shard in shards:
+        tensors = _converted(shard, convert)
+        _save(tensors, context.directory / shard.name)
+        weight_map.update(dict.fromkeys(tensors, shard.name))
+        size += sum(tensor.nbytes for tensor in tensors.values())
+        done += shard.stat().st_size
+        context.update(done, total, shard.name)
+    copy_others(artifact, context.directory)
+    if INDEX in artifact.files:
+        write_json(context.directory / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
+    write_json(context.directory / CONFIG, config)
+
+
+def copy_others(artifact: Artifact, directory: Path) -> None:
+    """Everything but the weights and `config.json`: the tokenizer, generation settings, ..."""
+    for name in artifact.files:
+        if name not in (CONFIG, INDEX) and not ("/" not in name and name.endswith(".safetensors")):
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(artifact.path / name, directory / name)
+
+
+def linear_layers(model: Any) -> dict[str, Any]:
+    """Name -> module of every linear layer, of which GPT-2's `Conv1D` is one (its weight is [in, out])."""
+    from torch.nn import Linear
+    from transformers.pytorch_utils import Conv1D
+
+    return {name: module for name, module in model.named_modules() if type(module) in (Linear, Conv1D)}
+
+
+def matching(layers: Iterable[str], globs: tuple[str, ...], knob: str = "ignore") -> list[str]:
+    """The layers that a glob matches. Raises `StageError` where one matches none."""
+    names = list(layers)
+    for glob in globs:
+        if not any(fnmatchcase(name, glob) for name in names):
+            hint = f"names look like {next(iter(names), '(none)')!r}"
+            raise StageError(f"`{knob}` {glob!r} matches no linear layer", hint=hint)
+    return [name for name in names if any(fnmatchcase(name, glob) for glob in globs)]
+
+
+def _converted(shard: Path, convert: Convert) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError, safe_open
+
+    tensors: dict[str, torch.Tensor] = {}
+    try:
+        with safe_open(shard, framework="pt") as file:
+            for name in sorted(file.keys()):
+                tensors.update(convert(name, file.get_tensor(name)))
+    except (SafetensorError, OSError) as error:
+        raise StageError(f"the weights can't be read: {error}", location=str(shard)) from error
+    return tensors
+
+
+def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """As people would like to read it, and the same bytes every time."""
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,299 @@
+"""GPTQ: weights in 2, 3, 4 or 8 bits, chosen so that each layer's output changes least on calibration text.
+
+Frantar et al., 2022 (https://arxiv.org/abs/2210.17323): `gptq_solver.py` has the mathematics and `gptq_format.py` the
+checkpoint, which loads in transformers, GPTQModel and vLLM.
+
+    stages:
+      - quantize: gptq
+        bits: 4
+        group_size: 64
+        calibration: {num_samples: 128, max_length: 512}
+
+The model's linear layers are quantised block by block, on what the quantised blocks before them put out. One block's
+weights are in memory at a time, read from the checkpoint when its turn comes; a killed run goes on behind the last
+finished block. What stands outside the blocks (embeddings, the head but for `lm_head: true`) stays in float.
+
+`details["layers"]` lists for each layer the share of its output's energy that quantisation changed (`error`) and the
+same of rounding to nearest (`rtn_error`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, field_validator
+
+from optimize.artifact import Artifact
+from optimize.calibration import Calibration, calibration_batches
+from optimize.config import Block
+from optimize.context import Context
+from optimize.errors import StageError
+from optimize.planning import resolve_config
+from optimize.quantize import checkpoint
+from optimize.quantize.blocks import Blocks, empty_model
+from optimize.quantize.finished import Finished
+from optimize.quantize.gptq_blocks import oriented, quantize_blocks
+from optimize.quantize.gptq_format import quantization_config
+from optimize.quantize.gptq_solver import Grid
+from optimize.quantize.lazy_weights import Stored, checkpoint_tensors, write_checkpoint
+from optimize.quiet import quiet
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from optimize.tasks import Inputs
+
+VERSION = 1
+
+_UNIT = 32
+"""Layers' widths must be multiples of it, so that codes fill whole words of the checkpoint."""
+
+
+class Config(Block):
+    """`quantize: gptq`."""
+
+    bits: Literal[2, 3, 4, 8] = 4
+    """Of a weight's code."""
+    group_size: int = Field(64, ge=-1)
+    """Inputs that share a scale; -1 is all of a row. It must divide every layer's width: 64, the size of most models'
+    attention heads, nearly always does, where the customary 128 often does not."""
+    sym: bool = True
+    """Codes lie evenly around 0, which is what fast kernels know best; False gives each group a zero point."""
+    damp_percent: float = Field(0.01, gt=0, lt=1)
+    """Share of the Hessian's mean diagonal that is added to it; raised where it can't be factorised otherwise."""
+    desc_act: bool = True
+    """Quantise columns with large inputs first (act-order)."""
+    static_groups: bool = True
+    """Choose scales before the columns are reordered: act-order then costs nothing when the model runs."""
+    true_sequential: bool = True
+    """Within a block, too, show layers what the quantised ones before them put out."""
+    block_size: int = Field(128, ge=1)
+    """Columns after which what rounding lost is spread over all that follow; changes time, not results."""
+    scale_search: bool = True
+    """Choose each group's scale for the least error instead of spanning its largest weight."""
+    targets: tuple[str, ...] = ("*",)
+    """Globs of the names of linear layers inside the blocks that are quantised."""
+    ignore: tuple[str, ...] = ()
+    """Globs of names of layers that stay in float all the same."""
+    lm_head: bool = False
+    """Quantise the output head, too. One that is tied to the embedding then ships beside it."""
+    calibration: Calibration = Calibration()
+    """The rows that layers' inputs are taken from."""
+    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    """Of the forward passes; `auto` is bfloat16 where the device multiplies in it, which is faster and less exact.
+    Hessians are in float32 in any case."""
+    activations_mb: int = Field(2048, ge=0)
+    """Bound on the calibration's activations in memory; above it they go through the disk, and every layer costs a
+    forward pass of its own."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; `auto` is `cuda` where there is one."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads, by default every usable core. Another number can give other bits."""
+
+    @field_validator("group_size")
+    @classmethod
+    def _groups_have_a_size(cls, value: int) -> int:
+        if value == 0:
+            raise ValueError("group_size is -1 (all of a row) or at least 1")
+        return value
+
+
+def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
+    """Quantise, block by block.
+
+    Raises `StageError` before the first block for calibration rows that don't fit, widths that don't divide, globs
+    that match nothing and models that are quantised already or have no blocks; later where inputs are not finite.
+    """
+    import torch
+
+    config = resolve_config(config)
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise StageError("no CUDA device", hint="set device: cpu")
+    settings = checkpoint.float_config(artifact)
+    with quiet(), _threads(config.threads):
+        model = empty_model(artifact, settings, getattr(torch, config.compute_dtype))
+        tensors = checkpoint_tensors(artifact.path, model)
+        blocks = Blocks(model, tensors, head=_head(model) if config.lm_head else None)
+        layers, kept = _chosen(model, blocks, config)
+        batches = calibration_batches(artifact, config.calibration, context)
+        device = torch.device(config.device)
+        in_memory = _activation_bytes(model, layers, batches) <= config.activations_mb * 10**6
+        finished = Finished(context.scratch / "blocks", in_memory=in_memory, device=device)
+        with blocks.opened(device):
+            quantize_blocks(blocks, layers, batches, config, finished, context.update)
+    rows = _rows(finished)
+    _warn(rows, context)
+    _write(artifact, settings, config, context, tensors, finished.tensors(), kept, blocks.prefix)
+    return Artifact.from_directory(
+        context.directory,
+        format="transformers",
+        task=artifact.task,
+        details={
+            "bits": config.bits,
+            "group_size": config.group_size,
+            "sym": config.sym,
+            "compute_dtype": config.compute_dtype,
+            "kept": kept,
+            "summary": _summary(rows),
+            "layers": rows,
+        },
+        trust_remote_code=artifact.trust_remote_code,
+    )
+
+
+def apply_to(model: Any, config: Config, batches: Sequence[Inputs]) -> list[dict[str, Any]]:
+    """Round the weights of a model of transformers in place, where it lies and in its own type.
+
+    `batches` are model inputs, int64 [batch, length] each. Returns the table of layers. The weights stay in float:
+    `run` is what stores them packed.
+    """
+    blocks = Blocks(model, None, head=_head(model) if config.lm_head else None)
+    layers, _ = _chosen(model, blocks, config)
+    if config.lm_head:  # the embedding that it may be tied to stays as it is
+        head = model.get_output_embeddings()
+        head.weight = type(head.weight)(head.weight.detach().clone())
+    with TemporaryDirectory() as scratch, quiet(), _threads(config.threads), blocks.opened(model.device):
+        finished = Finished(Path(scratch), in_memory=True, device=model.device)
+        quantize_blocks(blocks, layers, batches, config, finished, lambda *_: None)
+        return _rows(finished)
+
+
+def _chosen(model: Any, blocks: Blocks, config: Config) -> tuple[dict[str, nn.Module], list[str]]:
+    """(the layers to be quantised by name, names of those inside the blocks that stay in float).
+
+    Raises `StageError` where a glob matches nothing, or a layer's widths don't fit the grid or the checkpoint.
+    """
+    inside = {
+        name: layer
+        for name, layer in checkpoint.linear_layers(model).items()
+        if any(blocks.holds(index, name) for index in range(len(blocks.names)))
+    }
+    chosen = set(checkpoint.matching(inside, config.targets, "targets"))
+    chosen -= set(checkpoint.matching(inside, config.ignore))
+    if not chosen:
+        raise StageError("no linear layer is left to quantise", hint="look at `targets` and `ignore`")
+    shapes = {name: tuple(oriented(layer).shape) for name, layer in inside.items() if name in chosen}
+    size = config.group_size
+    _refuse(f"group_size {size} does not divide the inputs of", shapes, lambda _, i: size != -1 and i % size != 0)
+    _refuse(f"no multiples of {_UNIT} are the widths of", shapes, lambda o, i: bool(o % _UNIT or i % _UNIT))
+    return {name: inside[name] for name in shapes}, sorted(inside.keys() - chosen)
+
+
+def _refuse(problem: str, shapes: Mapping[str, tuple[int, ...]], applies: Callable[[int, int], bool]) -> None:
+    wrong = [f"{name} ({i} inputs, {o} outputs)" for name, (o, i) in shapes.items() if applies(o, i)]
+    if wrong:
+        fitting = [str(n) for n in (32, 64, 96, 128, 192, 256) if all(i % n == 0 for _, i in shapes.values())]
+        more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+        raise StageError(
+            f"{problem} {', '.join(wrong[:4])}{more}",
+            hint=f"group_size can be {', '.join(['-1', *fitting])} here; or `ignore` these layers",
+        )
+
+
+def _head(model: Any) -> str:
+    """Name of the output head. Raises `StageError` where it is no linear layer."""
+    head = model.get_output_embeddings()
+    for name, layer in checkpoint.linear_layers(model).items():
+        if layer is head:
+            return name
+    raise StageError(f"{type(model).__name__} has no linear output head", hint="leave out lm_head")
+
+
+def _write(
+    artifact: Artifact,
+    settings: dict[str, Any],
+    config: Config,
+    context: Context,
+    tensors: Mapping[str, Stored],
+    packed: Mapping[str, Stored],
+    kept: list[str],
+    prefix: str,
+) -> None:
+    """The checkpoint: packed layers, all else as it was."""
+    quantized = {name.removesuffix(".qweight") for name in packed if name.endswith(".qweight")}
+    pieces = dict(packed)
+    shipped: set[Stored] = set()
+    for name, tensor in tensors.items():
+        if name.removesuffix(".weight") in quantized or tensor in shipped:
+            continue
+        shipped.add(tensor)  # a tied tensor stands under several names
+        # What other tools look for: the key it had, but for a bare model's, which lacks the first part.
+        own = tensor.key.removesuffix(".weight") not in quantized and not name.endswith(f".{tensor.key}")
+        pieces[tensor.key if own else name] = tensor
+    write_checkpoint(context.directory, pieces)
+    checkpoint.copy_others(artifact, context.directory)
+    described = quantization_config(
+        Grid(config.bits, config.group_size, config.sym),
+        damp_percent=config.damp_percent,
+        desc_act=config.desc_act,
+        static_groups=config.static_groups,
+        true_sequential=config.true_sequential,
+        quantized=quantized,
+        kept=kept,
+    )
+    # transformers (through optimum) knows the blocks of some decoders only, and a head by its full name at most.
+    described["block_name_to_quantize"] = prefix
+    if config.lm_head:
+        described |= {
+            "lm_head": True,
+            "block_name_to_quantize": "",
+            "modules_in_block_to_quantize": [sorted(quantized)],
+        }
+        settings["tie_word_embeddings"] = False
+    checkpoint.write_json(context.directory / "quantize_config.json", described)
+    checkpoint.write_json(context.directory / checkpoint.CONFIG, {**settings, "quantization_config": described})
+
+
+def _activation_bytes(model: Any, layers: Mapping[str, nn.Module], batches: list[Inputs]) -> int:
+    """Of all batches waiting at the widest layer: the block's input, its output, its residual and the layer's input."""
+    embedding = model.get_input_embeddings().weight
+    widest = max(oriented(layer).shape[1] for layer in layers.values())
+    tokens = sum(batch["input_ids"].size for batch in batches)
+    return int(tokens * (3 * embedding.shape[1] + widest) * embedding.element_size())
+
+
+def _rows(finished: Finished) -> list[dict[str, Any]]:
+    return [row for step in finished.facts() for row in step["layers"]]
+
+
+def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of the layers' errors over those of rounding to nearest."""
+    ratios = {row["name"]: row["ratio"] for row in rows if row["ratio"] is not None}
+    if not ratios:
+        return {"layers": len(rows)}
+    worst = max(ratios, key=lambda name: ratios[name])
+    mean = float(f"{fmean(ratios.values()):.4g}")
+    return {"layers": len(rows), "mean_ratio": mean, "worst_ratio": ratios[worst], "worst": worst}
+
+
+def _warn(rows: list[dict[str, Any]], context: Context) -> None:
+    """What a person should know of the layers, each thing once."""
+    for what, applies in (
+        ("saw no calibration tokens and were rounded to nearest", lambda row: row["ratio"] is None),
+        ("are no better than rounding to nearest", lambda row: row["ratio"] is not None and row["ratio"] >= 1),
+        ("have inputs that were 0 on all calibration rows", lambda row: row.get("dead_inputs", 0) > 0),
+        ("had inputs that are no finite numbers, which were left out", lambda row: row.get("dropped_tokens", 0) > 0),
+        ("needed a larger damp_percent", lambda row: "raised_damp_percent" in row),
+    ):
+        names = [row["name"] for row in rows if applies(row)]
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            context.warn(f"{len(names)} of {len(rows)} layers {what}: {', '.join(names[:3])}{more}")
+
+
+@contextlib.contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    """That many CPU threads; the caller's number comes back afterwards."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

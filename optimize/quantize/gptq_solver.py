@@ -1,0 +1,279 @@
+"""The numerics of GPTQ: grids, Hessians and rounding, as functions of tensors that know no model and no file.
+
+GPTQ (Frantar et al., 2022, https://arxiv.org/abs/2210.17323) rounds a weight matrix one input column after the other
+and moves what rounding lost onto the columns still to come, so that the layer's *output* changes least:
+tr(dW H dW^T), where H is the second moment of the layer's inputs. `solve` does the same sums in the form of LDLQ (Chee
+et al., 2023, https://arxiv.org/abs/2307.13304, Theorem 6), which needs one Cholesky factor and no inverse, and adds
+
+- a search of each group's grid, in which an input counts by its conditional variance (D of H = R D R^T): that is what
+  a loss costs which inputs to come can't make good, and it serves far better than the diagonal of H;
+- symmetric grids whose scale may be negative: of the 2^bits codes one more lies below zero than above, and the longer
+  side is turned to where the group's largest weights are;
+- rounds of refining, in which every step lowers the error: scales by least squares under the codes as they are, then
+  each code the best while all others stay (coordinate descent).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from optimize.errors import StageError
+from optimize.quantize.gptq_grid import Grid, Quantized, candidates, nearest, round_to_nearest, storable
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+__all__ = ["Grid", "Hessian", "Quantized", "Solution", "round_to_nearest", "solve"]
+
+_ROWS = 192
+"""Rows that a thread of the CPU solves at a time: fixed, so that no result depends on how many threads there are."""
+_DESCENTS = 2
+"""Passes over the codes a round of refining: they cost little beside the least squares of the scales."""
+_STAIRS = 4
+"""Blocks that a Hessian's upper half is summed up in."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What `solve` found."""
+
+    quantized: Quantized
+    error: float
+    """tr(dW H dW^T) / tr(W H W^T), the share of the output's power that rounding costs; 0 where there is no output."""
+    rtn_error: float
+    """The same of rounding to nearest on the grid that the search gave."""
+    rtn_rows: int
+    """Outputs that rounding to nearest served better, and which are stored so: `error` is never above `rtn_error`."""
+    damp_percent: float
+    """What was used: more than asked for where the Hessian was too near to singular."""
+    dead: int
+    """Inputs that were 0 throughout calibration; their weights are rounded to nearest."""
+
+
+class Hessian:
+    """The second moment X^T X / n of a layer's inputs, summed up in float32 as they come."""
+
+    def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
+        import torch
+
+        self._upper = torch.zeros(width, width, dtype=torch.float32, device=device)
+        self.tokens = 0
+        self.dropped = 0
+        """Rows with a NaN or an infinity, which were left out."""
+
+    def add(self, x: Tensor) -> None:
+        """Take in x [tokens, width], of any float type and device."""
+        import torch
+
+        x = x.detach().to(self._upper.device, torch.float32)
+        if not bool(torch.isfinite(x.sum())):  # one cheap look first
+            finite = torch.isfinite(x).all(dim=1)
+            self.dropped += int((~finite).sum())
+            x = x[finite]
+        if not len(x):
+            return
+        before, self.tokens = self.tokens, self.tokens + len(x)
+        width = x.shape[1]
+        # Only blocks on the diagonal and right of it: the matrix is symmetric, and that is little over half the work.
+        step = -(-width // _STAIRS)
+        for start in range(0, width, step):
+            rows = self._upper[start : start + step, start:]
+            rows.addmm_(x[:, start : start + step].T, x[:, start:], beta=before / self.tokens, alpha=1 / self.tokens)
+
+    @property
+    def matrix(self) -> Tensor:
+        """float32 [width, width]."""
+        return self._upper.triu() + self._upper.triu(1).T
+
+
+def solve(
+    weight: Tensor,
+    hessian: Tensor,
+    grid: Grid,
+    *,
+    damp_percent: float = 0.01,
+    desc_act: bool = True,
+    static_groups: bool = True,
+    block_size: int = 128,
+    scale_search: bool = True,
+    refine: int = 2,
+) -> Solution:
+    """Quantise weight [out, in], of any float type, for inputs of second moment `hessian` [in, in], on its device.
+
+    damp_percent: share of the Hessian's mean diagonal that is added to the diagonal; doubled while it can't be
+        factorised, up to 1.
+    desc_act: take the columns in the order of falling diagonal instead of their own.
+    static_groups: groups are of neighbouring columns. Without it, and with `desc_act`, they are of columns that follow
+        each other in that order, so that `group_of` jumps about: a little better, and slower to infer with.
+    block_size: columns after which what was lost is passed on to all that follow; a matter of speed.
+    scale_search: look for the grid of each group that loses least; otherwise it spans smallest and largest weight.
+    refine: rounds of refining; with 0 and without search this is textbook GPTQ.
+
+    Raises `StageError` where the Hessian is not finite, or can't be factorised.
+    """
+    import torch
+
+    weight, hessian = weight.detach().float(), hessian.float()
+    width = weight.shape[1]
+    inputs = torch.arange(width, device=weight.device)
+    order = hessian.diagonal().argsort(descending=True, stable=True) if desc_act else inputs
+    # Groups that follow the order make the same problem, with its columns laid out anew.
+    layout, order = (inputs, order) if static_groups else (order, inputs)
+    hessian = hessian[layout][:, layout].contiguous()
+    matrix, ridge, feedback, variances, damp_percent = _factorise(hessian, order, damp_percent)
+    problem = _Problem(grid, hessian, matrix, ridge, feedback, variances, order, block_size, scale_search, refine)
+    parts = _map_rows(problem.solve, weight[:, layout].contiguous())
+    codes, scales, zeros, ours, theirs, whole = (torch.cat(part) for part in zip(*parts, strict=True))
+    back = layout.argsort()
+    total = float(whole.double().sum())
+    return Solution(
+        quantized=Quantized(
+            codes=codes[:, back].to(torch.uint8),
+            scales=scales,
+            zeros=zeros.to(torch.uint8),
+            group_of=(back // grid.size(width)).to(torch.int32),
+        ),
+        error=float(torch.minimum(ours, theirs).double().sum()) / total if total else 0.0,
+        rtn_error=float(theirs.double().sum()) / total if total else 0.0,
+        rtn_rows=int((theirs < ours).sum()),
+        damp_percent=damp_percent,
+        dead=int((hessian.diagonal() == 0).sum()),
+    )
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """What all rows of a weight share. Columns are laid out so that groups are of neighbours."""
+
+    grid: Grid
+    hessian: Tensor
+    matrix: Tensor
+    """The Hessian with `ridge` added to its diagonal: what is minimised is tr(dW matrix dW^T)."""
+    ridge: float
+    feedback: Tensor
+    """[in, in] in the order of the loop: the share of column i's loss that goes to column j > i."""
+    variances: Tensor
+    """[in]: of each input, given those that come after it in the loop."""
+    order: Tensor
+    block_size: int
+    scale_search: bool
+    refine: int
+
+    def solve(self, weight: Tensor) -> tuple[Tensor, ...]:
+        """Some rows' codes, scales and zeros; then their errors, those of rounding to nearest, and what they are of."""
+        import torch
+
+        grid, size = self.grid, self.grid.size(weight.shape[1])
+        group_of = torch.arange(weight.shape[1], device=weight.device) // size
+        choice = candidates(weight, grid, self.scale_search)
+        best = torch.zeros_like(choice[0][..., 0], dtype=torch.int64)
+        _kernel("choose", weight, self.variances, size, *choice, grid.top, best)
+        scales, zeros = (values.gather(2, best[..., None])[..., 0] for values in choice)
+        rounded, rounded_scales = nearest(weight, scales, zeros, group_of, grid), scales.clone()
+        rounded_loss = weight - scales[:, group_of] * (rounded - zeros[:, group_of])
+        rounded_error = _product(rounded_loss @ self.hessian, rounded_loss)
+        codes, loss = self._sweep(weight, scales[:, group_of], zeros[:, group_of])
+        gradient = loss @ self.matrix
+        for _ in range(self.refine):
+            self._refit(codes, loss, gradient, scales, zeros)
+            for _ in range(_DESCENTS):
+                _kernel("descend", codes, loss, gradient, self.matrix, self.order, group_of, scales, zeros, grid.top)
+        error = _product(gradient - self.ridge * loss, loss).clamp(min=0)
+        better = (error <= rounded_error)[:, None]
+        codes, scales = codes.where(better, rounded), scales.where(better, rounded_scales)
+        return codes, scales, zeros, error, rounded_error, _product(weight @ self.hessian, weight)
+
+    def _sweep(self, weight: Tensor, scales: Tensor, zeros: Tensor) -> tuple[Tensor, Tensor]:
+        """GPTQ's column loop. Codes, and the weight less what they stand for, [rows, in]; so are scales and zeros."""
+        weight, scales, zeros = weight[:, self.order], scales[:, self.order], zeros[:, self.order]
+        target, codes, loss = weight.clone(), weight.clone(), weight.clone()
+        for start in range(0, weight.shape[1], self.block_size):
+            stop = start + self.block_size
+            target[:, start:stop].addmm_(loss[:, :start], self.feedback[:start, start:stop])
+            block = [values[:, start:stop] for values in (weight, target, self.feedback[start:stop], scales, zeros)]
+            _kernel("sweep", *block, self.grid.top, codes[:, start:stop], loss[:, start:stop])
+        back = self.order.argsort()
+        return codes[:, back], loss[:, back]
+
+    def _refit(self, codes: Tensor, loss: Tensor, gradient: Tensor, scales: Tensor, zeros: Tensor) -> None:
+        """Each group's scale by least squares under its codes, one group after the other, where that is an advance."""
+        width = codes.shape[1]
+        size = self.grid.size(width)
+        for group in range(scales.shape[1]):
+            part = slice(group * size, (group + 1) * size)
+            steps = codes[:, part] - zeros[:, group, None]
+            image = steps @ self.matrix[part]
+            slope = _product(gradient[:, part], steps)
+            curvature = _product(image[:, part], steps)
+            old = scales[:, group]
+            new = storable(old + slope / curvature.clamp(min=1e-30))
+            change = new - old
+            advance = change * (change * curvature - 2 * slope) < 0  # rounding may have spoilt it
+            change = change.where(advance, 0)
+            scales[:, group] = new.where(advance, old)
+            loss[:, part] -= change[:, None] * steps
+            gradient -= change[:, None] * image
+
+
+def _factorise(hessian: Tensor, order: Tensor, damp_percent: float) -> tuple[Tensor, float, Tensor, Tensor, float]:
+    """`_Problem`'s matrix, ridge, feedback and variances, and the damping that was needed."""
+    import torch
+
+    diagonal = hessian.diagonal().double()
+    if not bool(torch.isfinite(hessian).all()):
+        raise StageError("the Hessian is not finite", hint="look at what the layer is given during calibration")
+    mean = float(diagonal[diagonal > 0].mean()) if bool((diagonal > 0).any()) else 1.0
+    reverse = order.flip(0)
+    while True:
+        ridge = damp_percent * mean
+        matrix = hessian.clone()
+        matrix.diagonal().add_(ridge)
+        # matrix = R D R^T with R unit upper triangular: from the lower factor of the matrix turned round.
+        lower, failed = torch.linalg.cholesky_ex(matrix[reverse][:, reverse].double())
+        if not failed:
+            upper = lower.flip(0, 1)
+            roots = upper.diagonal()
+            variances = roots.square()[order.argsort()].float()
+            return matrix, ridge, (upper / roots).float(), variances, damp_percent
+        if damp_percent >= 1:
+            raise StageError("the Hessian can't be factorised, not even with its whole mean diagonal added to it")
+        damp_percent = min(2 * damp_percent, 1.0)
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """Row by row."""
+    return (left * right).sum(dim=1)
+
+
+def _kernel(name: str, *arguments: Tensor | float) -> None:
+    """Compiled on the CPU, batched on an accelerator."""
+    import torch
+
+    tensors = [value for value in arguments if isinstance(value, torch.Tensor)]
+    if tensors[0].is_cuda:
+        from optimize.quantize import gptq_batched
+
+        getattr(gptq_batched, name)(*arguments)
+    else:
+        from optimize.quantize import gptq_kernels
+
+        getattr(gptq_kernels, name)(*(v.numpy() if isinstance(v, torch.Tensor) else v for v in arguments))
+
+
+def _map_rows(function: Callable[[Tensor], tuple[Tensor, ...]], weight: Tensor) -> list[tuple[Tensor, ...]]:
+    """Some rows at a time, on as many threads as torch has; on an accelerator all at once."""
+    import torch
+
+    if weight.device.type != "cpu":
+        return [function(weight)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(function, torch.split(weight, _ROWS)))
+    finally:
+        torch.set_num_threads(threads)
