@@ -21,8 +21,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 LLAMA = "llama-cpp-python==0.3.36"
 RECIPES = Path(__file__).parents[1] / "recipes"
 PROMPT, TOKENS, PREFILL = 128, 64, 512

@@ -22,8 +22,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 GPTQMODEL = "gptqmodel>=7.5,<7.6"
 TOOLS = ("ours", "gptqmodel", "nearest")
 
@@ -155,6 +153,7 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--windows", type=int, default=64, help="of 512 tokens, scored")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--tools", nargs="+", choices=TOOLS[:2], default=TOOLS[:2])
     parser.add_argument("--child", choices=TOOLS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -167,7 +166,7 @@ def main() -> int:
     from optimize.source import resolve_model
     from peers import MODEL, TORCH, Process, environment
 
-    pythons = {"ours": sys.executable, "gptqmodel": environment(GPTQMODEL, "optimum>=2.0", TORCH)}
+    pythons = {"ours": sys.executable, "gptqmodel": environment(GPTQMODEL, "optimum>=2.0", "requests", TORCH)}
     with tempfile.TemporaryDirectory(prefix="gptq-") as name:
         folder = Path(name)
         (folder / "model").mkdir()
@@ -189,7 +188,7 @@ def main() -> int:
                 calibration = Calibration(num_samples=arguments.samples, max_length=arguments.tokens, seed=seed)
                 windows = [row for batch in calibration_batches(artifact, calibration, context) for row in batch["input_ids"].tolist()]
                 turn += 1
-                for tool in ("ours", "gptqmodel") if turn % 2 else ("gptqmodel", "ours"):
+                for tool in sorted(arguments.tools, reverse=turn % 2 == 1):
                     request: dict[str, Any] = {"bits": bits, "group_size": group_size}
                     if tool == "ours":
                         request |= {"samples": arguments.samples, "tokens": arguments.tokens, "seed": seed}
@@ -206,7 +205,9 @@ def main() -> int:
             reply = {"perplexity": scorer.nearest(list(layers), bits, group_size)}
             found[setting]["nearest"] = [reply]
             show(setting, 0, "nearest", reply)
-        return report(found)
+        if len(arguments.tools) == 2:
+            report(found)
+        return 0
 
 
 def show(setting: str, seed: int, tool: str, reply: dict[str, float]) -> None:
@@ -214,7 +215,7 @@ def show(setting: str, seed: int, tool: str, reply: dict[str, float]) -> None:
     print(f"{setting:<14}{seed:>5}  {tool:<10}{cost}{reply['perplexity']:>12.3f}", flush=True)
 
 
-def report(found: dict[str, dict[str, list[dict[str, float]]]]) -> int:
+def report(found: dict[str, dict[str, list[dict[str, float]]]]) -> None:
     """Ours over gptqmodel's, medians over the draws."""
     print(f"\n{'ours over gptqmodel':<22}{'seconds':>9}{'memory':>9}{'perplexity':>12}{'over nearest':>14}")
     for setting, tools in found.items():
@@ -225,7 +226,6 @@ def report(found: dict[str, dict[str, list[dict[str, float]]]]) -> int:
         nearest = statistics.median(one["perplexity"] for one in tools["ours"]) / tools["nearest"][0]["perplexity"]
         print(f"{setting:<22}{ratio['seconds']:>9.2f}{ratio['peak']:>9.2f}{ratio['perplexity']:>12.4f}{nearest:>14.3f}")
     print(json.dumps(found))
-    return 0
 
 
 if __name__ == "__main__":

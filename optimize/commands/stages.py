@@ -35,7 +35,7 @@ def explain(name: str) -> list[dict[str, Any]]:
 
 
 def _entry(entry: Entry) -> dict[str, Any]:
-    missing = [library for library in entry.libraries if not _installed(library)]
+    missing = [library for library in entry.needs if not _installed(library)]
     return {
         "stage": entry.id,
         "backend": entry.backend,

@@ -102,7 +102,7 @@ def mean_interval(values: ArrayLike, confidence: float, *, fewest: int | None = 
     `fewest` is for values that were taken one by one until the interval was narrow enough: the number at which that
     could first have ended. Who stops when the spread looks small stops where it is underestimated, and the plain
     interval then holds the truth in as few as 86 % instead of 90. Counting only half of the degrees of freedom, once
-    that is more than the first `fewest` have, brings it back to 88 to 92 % (`benchmarks/coverage.py`).
+    that is more than the first `fewest` have, brings it back to 88 to 92 % (`benchmarks/intervals.py`).
     """
     from scipy.special import stdtrit
 

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 _LONGEST = 256
 """Tokens of a checked window."""
-_HEAD_BLOCK = 64
 _HEAD_BITS = {"int8": 8, "int4": 4}
 _ACCURACY = {"float32": 1, "int8": 4}
 
@@ -43,7 +42,7 @@ def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
     """Export and compare. Raises `StageError` where the model can't be exported or answers differently."""
     windows, split = _windows(artifact, context)
     context.update(0, 3, "loading")
-    model, codes = decoder_weights.load(artifact, context)
+    model, codes = decoder_weights.load(artifact, context, config.block_size)
     levels = _levels(codes, config)
     _save_configs(artifact, model, context)
     parent = [_answer(model, window) for window in windows]
@@ -125,11 +124,12 @@ def _quantize_head(model: Any, config: Config) -> nbits.Packed | None:
     if config.lm_head == "none":
         return None
     weight = getattr(model.get_output_embeddings(), "weight", None)
-    if weight is None or weight.dim() != 2 or weight.shape[1] % _HEAD_BLOCK:
+    if weight is None or weight.dim() != 2 or weight.shape[1] % config.block_size:
         raise StageError(
-            f"the head can't be quantised: its width is no multiple of {_HEAD_BLOCK}", hint="leave lm_head: none"
+            f"the head can't be quantised: its width is no multiple of block_size {config.block_size}",
+            hint="set a smaller block_size, or leave lm_head: none",
         )
-    head = nbits.round_to_nearest(weight, _HEAD_BITS[config.lm_head], _HEAD_BLOCK)
+    head = nbits.round_to_nearest(weight, _HEAD_BITS[config.lm_head], config.block_size)
     with torch.no_grad():
         weight.copy_(head.dequantize())
     return head

@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 Codes = dict[str, "nbits.Packed | nbits.Bnb4"]
 
 
-def load(artifact: Artifact, context: Context) -> tuple[Any, Codes]:
+def load(artifact: Artifact, context: Context, block: int) -> tuple[Any, Codes]:
     """(the model in float32, layers that compute on codes by name; empty for a checkpoint in float).
+
+    Codes of integers lie in blocks of at most `block` inputs.
 
     Raises `StageError` where the weights are quantised in a way that the graph could not hold.
     """
@@ -41,7 +43,7 @@ def load(artifact: Artifact, context: Context) -> tuple[Any, Codes]:
         raise StageError(
             f"weights quantised by {method!r} can't be exported", hint=f"known are {', '.join(sorted(readers))}"
         )
-    return readers[method](artifact.path, _skeleton(artifact, config))
+    return readers[method](artifact.path, _skeleton(artifact, config), block)
 
 
 def _skeleton(artifact: Artifact, config: Mapping[str, Any]) -> Any:
@@ -94,7 +96,7 @@ def _oriented(weight: Tensor, module: nn.Module) -> Tensor:
     return weight.T.contiguous() if isinstance(module, Conv1D) else weight
 
 
-def _read_gptq(folder: Path, skeleton: Any) -> tuple[Any, Codes]:
+def _read_gptq(folder: Path, skeleton: Any, block: int) -> tuple[Any, Codes]:
     from optimize.quantize import gptq_format
 
     bits = gptq_format.read_config(folder)["bits"]
@@ -104,12 +106,12 @@ def _read_gptq(folder: Path, skeleton: Any) -> tuple[Any, Codes]:
         name = key.removesuffix(".qweight")
         layer = gptq_format.unpack({end: tensors.pop(f"{name}.{end}") for end in gptq_format.TENSORS}, bits)
         full, module = _place(skeleton, name)
-        codes[full] = nbits.pack(layer, bits)
+        codes[full] = nbits.pack(layer, bits, block)
         tensors[f"{name}.weight"] = _oriented(layer.dequantize(), module)
     return _filled(skeleton, tensors), codes
 
 
-def _read_bitsandbytes(folder: Path, skeleton: Any) -> tuple[Any, Codes]:
+def _read_bitsandbytes(folder: Path, skeleton: Any, block: int) -> tuple[Any, Codes]:
     """NF4 and FP4 with their absolute maxima expanded; LLM.int8()'s rows, each with its scale."""
     import torch
 
@@ -127,7 +129,7 @@ def _read_bitsandbytes(folder: Path, skeleton: Any) -> tuple[Any, Codes]:
         if key.endswith(".SCB"):
             scales = tensors.pop(key).float() / 127
             tensors.pop(f"{name}.weight_format", None)
-            codes[full] = nbits.rows(stored, scales)
+            codes[full] = nbits.rows(stored, scales, block)
             weight = stored.float() * scales[:, None]
         else:
             parts = {part: tensors.pop(part) for part in list(tensors) if part.startswith(f"{name}.weight.")}

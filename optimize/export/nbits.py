@@ -18,10 +18,6 @@ if TYPE_CHECKING:
 
     from optimize.quantize.gptq_solver import Quantized
 
-LARGEST_BLOCK = 128
-"""ONNX Runtime also rounds activations to 8 bits block by block: larger blocks lose more than their scales save."""
-
-
 @dataclass(frozen=True)
 class Packed:
     """A weight [out, in] in the layout of `MatMulNBits`."""
@@ -73,8 +69,11 @@ class Bnb4:
     """`in`."""
 
 
-def pack(quantized: Quantized, bits: int) -> Packed:
-    """The same numbers in blocks; 3-bit codes take 4. Raises `StageError` where groups can't be cut into blocks."""
+def pack(quantized: Quantized, bits: int, largest: int) -> Packed:
+    """The same numbers in blocks of at most `largest` inputs; 3-bit codes take 4.
+
+    Raises `StageError` where groups can't be cut into blocks.
+    """
     import torch
 
     group_of = quantized.group_of.long()
@@ -84,7 +83,7 @@ def pack(quantized: Quantized, bits: int) -> Packed:
         codes, group_of = codes[:, order], group_of[order]
     width = len(group_of)
     starts = [0, *(1 + (group_of[1:] != group_of[:-1]).nonzero().flatten()).tolist()]
-    block = _block(starts, width)
+    block = _block(starts, width, largest)
     stored = 4 if bits == 3 else bits
     at = group_of[::block]
     zeros = quantized.zeros[:, at]
@@ -113,12 +112,12 @@ def round_to_nearest(weight: Tensor, bits: int, block: int = 32) -> Packed:
     return Packed(_bytes(codes, bits), scales.squeeze(2), None, None, bits, block, weight.shape[1])
 
 
-def rows(codes: Tensor, scales: Tensor) -> Packed:
+def rows(codes: Tensor, scales: Tensor, largest: int) -> Packed:
     """Signed 8-bit codes [out, in] with a scale a row [out]: the layout of LLM.int8()."""
     import torch
 
     width = codes.shape[1]
-    block = _block([0], width)
+    block = _block([0], width, largest)
     unsigned = (codes.to(torch.int16) + 128).to(torch.uint8)
     blocks = _padded(unsigned, block).reshape(len(codes), -1, block)
     return Packed(blocks, scales[:, None].repeat(1, blocks.shape[1]), None, None, 8, block, width)
@@ -154,10 +153,10 @@ def _middles(packed: Packed) -> Tensor:
     return _bytes(torch.full_like(packed.scales, 2 ** (packed.stored_bits - 1), dtype=torch.uint8), packed.stored_bits)
 
 
-def _block(starts: Sequence[int], width: int) -> int:
-    """The largest usable power of two that divides every group's start (one group: that divides the width)."""
+def _block(starts: Sequence[int], width: int, largest: int) -> int:
+    """The largest power of two up to `largest` that divides every group's start (one group: that divides the width)."""
     common = math.gcd(*starts) or width
-    block = min(common & -common, LARGEST_BLOCK)
+    block = min(common & -common, largest)
     if block < 16:
         raise StageError(
             f"groups that start at input {starts[1] if len(starts) > 1 else width} can't be cut into blocks of a power "

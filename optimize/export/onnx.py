@@ -57,7 +57,10 @@ class Config(Block):
     is a share of the largest logit, and holds for the graph with activations in float32."""
     lm_head: Literal["none", "int8", "int4"] = "none"
     """Of a language model: round the layer that gives the logits, and with it an embedding that is the same matrix, to
-    codes in blocks of 64. On small models they are most of the bytes."""
+    codes in blocks of `block_size`. On small models they are most of the bytes."""
+    block_size: Literal[16, 32, 64, 128] = 32
+    """Of a language model: at most so many inputs of a layer on integer codes share a scale as they are rounded to 8
+    bits. The codes stay the same: a group of a checkpoint becomes several blocks."""
     activations: Literal["int8", "float32"] = "int8"
     """Of a language model: what layers on integer codes round their inputs to while they compute. `float32` is exact
     and several times slower."""

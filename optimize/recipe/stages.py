@@ -241,7 +241,7 @@ def _check_reads(text: Text, draft: _Draft, earlier: list[_Draft]) -> None:
 
 
 def _check_libraries(text: Text, draft: _Draft) -> None:
-    missing = [name for name in (draft.entry.libraries if draft.entry else ()) if not _installed(name)]
+    missing = [name for name in (draft.entry.needs if draft.entry else ()) if not _installed(name)]
     if missing:
         verb = "is" if len(missing) == 1 else "are"
         message = f"`{draft.verb}: {draft.method}` needs {' and '.join(missing)}, which {verb} not installed"
@@ -260,4 +260,4 @@ def _pip(draft: _Draft) -> str:
     entry = draft.entry
     if entry and entry.extra:
         return f'pip install "optimize-workbench[{entry.extra}]"'
-    return "pip install " + " ".join(entry.libraries if entry else ())
+    return "pip install " + " ".join(entry.needs if entry else ())

@@ -76,7 +76,7 @@ def test_sums_are_resampled_as_rows_are() -> None:
 
 
 def test_coverage_with_tokens_that_depend_on_each_other() -> None:
-    """In short; benchmarks/coverage.py has it whole. 120 trials: 99 % of samplers at 90 % stay above 83 %."""
+    """In short; benchmarks/intervals.py has it whole. 120 trials: 99 % of samplers at 90 % stay above 83 %."""
     generator = np.random.default_rng(1)
     held = 0
     for trial in range(120):

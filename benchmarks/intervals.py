@@ -1,6 +1,6 @@
 """Do the 90 % intervals hold the truth in 90 %? Simulation of every interval that decides a gate.
 
-    python benchmarks/coverage.py [--trials 4000] [--only bootstrap]
+    python benchmarks/intervals.py [--trials 4000] [--only bootstrap]
 
 Prints how often each interval held the true value, and how often the truth lay below and above it (5 % each is what a
 gate relies on). Exits with 1 where a coverage is outside 88 to 92 %. Takes about five minutes on a quiet core.
