@@ -109,11 +109,11 @@ def bandwidth(threads: int) -> float:
 
 def contenders(folder: Path) -> dict[str, tuple[str, str]]:
     """Name -> (the Python that runs it, the model's files)."""
-    import optimize
-    from optimize.work import Work
     from peers import MODEL, environment
 
+    import optimize
     from optimize.source import locate
+    from optimize.work import Work
 
     work = Work(folder / "work")
     quick = ["evaluate.latency=null", "evaluate.peak_memory=false", "data.max_windows=8", "gates=[]", "promote=null"]
@@ -141,8 +141,6 @@ def main() -> int:
     if arguments.child:
         child(arguments.child)
         return 0
-
-    from peers import Process
 
     chance = random.Random(0)
     ids = [chance.randrange(1000, 40000) for _ in range(PREFILL)]
@@ -207,7 +205,10 @@ def report(found: dict[str, dict[str, list[float]]], chosen: dict[str, tuple[str
             told += [statistics.median(phases[phase]), statistics.median(ratios)]
         path = Path(chosen[label][1])
         size = path.stat().st_size if path.is_file() else max(file.stat().st_size for file in path.iterdir())
-        print(f"{label:<28}{told[0]:>11.1f}{told[1]:>7.2f}{reached / size:>11.0f}{told[2]:>12.0f}{told[3]:>7.2f}", flush=True)
+        print(
+            f"{label:<28}{told[0]:>11.1f}{told[1]:>7.2f}{reached / size:>11.0f}{told[2]:>12.0f}{told[3]:>7.2f}",
+            flush=True,
+        )
     print(json.dumps({"threads": threads, "tokens_per_second": found}))
 
 

@@ -1,12 +1,16 @@
 """GPTQ beside its peers: seconds, peak memory and perplexity, from one run.
 
     python benchmarks/gptq.py [--settings 4x64 4x192 3x64] [--draws 3] [--samples 128] [--tokens 512] [--windows 64]
+    python benchmarks/gptq.py --large
 
 SmolLM2-135M (a language model whose linear weights already lie on a 4-bit grid of group 32, so groups are larger here)
 is quantised by ours, by gptqmodel with its own defaults, and by rounding to nearest; each in a fresh process, one after
-another, on the same windows of WikiText-2's training text. Seconds go from the model's folder to the written checkpoint,
-without imports; memory is the whole process's peak. Perplexity is of the de-quantised weights in float32 on the first
+another, on the same windows of WikiText-2's training text. Seconds go from the model's folder to the written
+checkpoint, without imports; memory is the whole process's peak. Perplexity is of the de-quantised weights in float32 on the first
 windows of the test text: what the codes are worth, whoever's kernel serves them.
+
+`--large` measures ours alone on a Llama of 1.1 B random weights in bfloat16 shards: its peak memory is to stay far
+below what the weights would take in float32.
 """
 
 from __future__ import annotations
@@ -62,14 +66,10 @@ def child(tool: str) -> None:
         return {**found, "peak": peak_bytes()}
 
     if tool == "ours":
-        import torch
-        import transformers
-
         import optimize.quantize.gptq
         import optimize.quantize.gptq_solver  # noqa: F401
     else:
         os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(os.cpu_count()))
-        import gptqmodel as _
 
     serve({"quantize": quantize})
 
@@ -79,12 +79,13 @@ def child(tool: str) -> None:
 
 def room(folder: Path, out: Path) -> tuple[Any, Any]:
     """The model as an artifact, and what a stage is given."""
+    from peers import TEXT
+
     from optimize import tasks
     from optimize.artifact import Artifact
     from optimize.context import Context
     from optimize.data import prepare
     from optimize.work import Work
-    from peers import TEXT
 
     task = tasks.get("causal-lm")
     splits = {"calibration": f"{TEXT}/train.raw.gz", "evaluation": f"{TEXT}/test.raw.gz"}
@@ -114,7 +115,9 @@ class Scorer:
         with torch.inference_mode():
             for ids in torch.as_tensor(self.windows).split(4):
                 logits = self.model(ids, use_cache=False).logits[:, :-1]
-                total += float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum"))
+                total += float(
+                    torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
+                )
                 count += ids[:, 1:].numel()
         return float(torch.tensor(total / count).exp())
 
@@ -154,23 +157,35 @@ def main() -> int:
     parser.add_argument("--windows", type=int, default=64, help="of 512 tokens, scored")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tools", nargs="+", choices=TOOLS[:2], default=TOOLS[:2])
+    parser.add_argument("--large", action="store_true", help="1.1 B weights; ours alone, 8 samples of 256 tokens")
     parser.add_argument("--child", choices=TOOLS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         child(arguments.child)
         return 0
 
+    from peers import MODEL, TORCH, Process, environment
+
     from optimize.calibration import Calibration, calibration_batches
     from optimize.quantize.gptq_format import quantized_layers
     from optimize.recipe import Model
     from optimize.source import resolve_model
-    from peers import MODEL, TORCH, Process, environment
 
+    request: dict[str, Any]
     pythons = {"ours": sys.executable, "gptqmodel": environment(GPTQMODEL, "optimum>=2.0", "requests", TORCH)}
     with tempfile.TemporaryDirectory(prefix="gptq-") as name:
         folder = Path(name)
         (folder / "model").mkdir()
         resolve_model(Model(source=MODEL, task="causal-lm"), folder).copy_to(folder / "model")
+        if arguments.large:
+            (folder / "model").rename(folder / "small")
+            build_large(folder / "model", folder / "small")
+            weights = sum(file.stat().st_size for file in (folder / "model").glob("*.safetensors"))
+            request = {"bits": 4, "group_size": 64, "samples": 8, "tokens": 256, "seed": 0}
+            with Process(sys.executable, __file__, "--child", "ours", threads=arguments.threads) as process:
+                reply = process.ask(do="quantize", folder=str(folder), out=str(folder / "out"), **request)
+            print(f"{weights / 1e9:.2f} GB of weights: {reply['seconds']:.0f} s, peak {reply['peak'] / 1e9:.2f} GB")
+            return 0
         artifact, context = room(folder, folder / "room")
         data = context.data.__class__(context.data.directory, context.data.digests, context.data.num_rows)
         tokenizer = context.task.preprocessor(artifact.path)
@@ -178,7 +193,9 @@ def main() -> int:
         test = context.task.encode(tokenizer, data.rows("evaluation"), spec)[: arguments.windows]
         scorer = Scorer(artifact.path, [window["input_ids"] for window in test])
         print(f"float32: perplexity {scorer.perplexity():.3f} on {len(test)} windows of 512 tokens", flush=True)
-        print(f"{'bits x group':<14}{'draw':>5}  {'tool':<10}{'seconds':>9}{'peak GB':>9}{'perplexity':>12}", flush=True)
+        print(
+            f"{'bits x group':<14}{'draw':>5}  {'tool':<10}{'seconds':>9}{'peak GB':>9}{'perplexity':>12}", flush=True
+        )
         found: dict[str, dict[str, list[dict[str, float]]]] = {}
         turn = 0
         for setting in arguments.settings:
@@ -186,10 +203,14 @@ def main() -> int:
             found[setting] = {tool: [] for tool in TOOLS}
             for seed in range(arguments.draws):
                 calibration = Calibration(num_samples=arguments.samples, max_length=arguments.tokens, seed=seed)
-                windows = [row for batch in calibration_batches(artifact, calibration, context) for row in batch["input_ids"].tolist()]
+                windows = [
+                    row
+                    for batch in calibration_batches(artifact, calibration, context)
+                    for row in batch["input_ids"].tolist()
+                ]
                 turn += 1
                 for tool in sorted(arguments.tools, reverse=turn % 2 == 1):
-                    request: dict[str, Any] = {"bits": bits, "group_size": group_size}
+                    request = {"bits": bits, "group_size": group_size}
                     if tool == "ours":
                         request |= {"samples": arguments.samples, "tokens": arguments.tokens, "seed": seed}
                     else:
@@ -210,6 +231,27 @@ def main() -> int:
         return 0
 
 
+def build_large(model: Path, small: Path) -> None:
+    """A model of TinyLlama's shape, with the tokenizer of the small one."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(small)
+    tokenizer.save_pretrained(model)
+    shape = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=2048,
+        intermediate_size=5632,
+        num_hidden_layers=22,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+        tie_word_embeddings=True,
+        dtype="bfloat16",
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(shape).to(torch.bfloat16).save_pretrained(model, max_shard_size="500MB")
+
+
 def show(setting: str, seed: int, tool: str, reply: dict[str, float]) -> None:
     cost = f"{reply['seconds']:>9.1f}{reply['peak'] / 1e9:>9.2f}" if "seconds" in reply else " " * 18
     print(f"{setting:<14}{seed:>5}  {tool:<10}{cost}{reply['perplexity']:>12.3f}", flush=True)
@@ -220,7 +262,8 @@ def report(found: dict[str, dict[str, list[dict[str, float]]]]) -> None:
     print(f"\n{'ours over gptqmodel':<22}{'seconds':>9}{'memory':>9}{'perplexity':>12}{'over nearest':>14}")
     for setting, tools in found.items():
         ratio = {
-            key: statistics.median(one[key] for one in tools["ours"]) / statistics.median(one[key] for one in tools["gptqmodel"])
+            key: statistics.median(one[key] for one in tools["ours"])
+            / statistics.median(one[key] for one in tools["gptqmodel"])
             for key in ("seconds", "peak", "perplexity")
         }
         nearest = statistics.median(one["perplexity"] for one in tools["ours"]) / tools["nearest"][0]["perplexity"]

@@ -53,7 +53,7 @@ def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
     del model
     context.update(2, 3, "comparing with the parent")
     onnx_graph.save(graph, context.directory / runtime.MODEL)
-    _warn(codes, context)
+    _warn({**codes, "": head} if head else codes, levels, context)
     difference = _compare_exactly(graph, windows, exact, config.tolerance, context)
     divergence = _divergence(context.directory, windows, parent)
     if not divergence <= config.max_divergence:
@@ -219,13 +219,19 @@ def _levels(codes: decoder_weights.Codes, config: Config) -> dict[str, int]:
     return levels
 
 
-def _warn(codes: decoder_weights.Codes, context: Context) -> None:
-    """Say what is larger or slower than one would think."""
+def _warn(codes: decoder_weights.Codes, levels: dict[str, int], context: Context) -> None:
+    """Say what is larger or slower than one would think; the head is under the empty name."""
     if any(isinstance(weight, nbits.Bnb4) for weight in codes.values()):
         context.warn(
             "ONNX Runtime multiplies with 4-bit codes of bitsandbytes slowly: a token takes longer than in float32"
         )
-    if any(isinstance(weight, nbits.Packed) and weight.stored_bits != weight.bits for weight in codes.values()):
+    packed = {name: weight for name, weight in codes.items() if isinstance(weight, nbits.Packed)}
+    if any(weight.bits == 8 and levels[name] == _ACCURACY["float32"] for name, weight in packed.items()):
+        context.warn(
+            "ONNX Runtime multiplies activations in float32 with 8-bit codes slowly; `float_activations: ['*']` in "
+            "place of `activations: float32` leaves out the head"
+        )
+    if any(weight.stored_bits != weight.bits for weight in packed.values()):
         context.warn("ONNX Runtime has no 3-bit operator: 3-bit codes take 4 bits each in this file")
 
 

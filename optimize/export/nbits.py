@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from optimize.quantize.gptq_solver import Quantized
 
+
 @dataclass(frozen=True)
 class Packed:
     """A weight [out, in] in the layout of `MatMulNBits`."""

@@ -59,14 +59,18 @@ class Config(Block):
     """Of a language model: round the layer that gives the logits, and with it an embedding that is the same matrix, to
     codes in blocks of `block_size`. On small models they are most of the bytes."""
     block_size: Literal[16, 32, 64, 128] = 32
-    """Of a language model: at most so many inputs of a layer on integer codes share a scale as they are rounded to 8
-    bits. The codes stay the same: a group of a checkpoint becomes several blocks."""
+    """Of a language model: at most so many inputs of a layer on integer codes share a scale while they are rounded to
+    8 bits; so do weights of a rounded head. The checkpoint's codes stay as they are: a group becomes several blocks.
+    Smaller is more exact and slower. SmolLM2-135M in 4 bits, with 64, 32 and 16: 0.009, 0.004 and 0.002 nats from the
+    checkpoint, and a token in 1, 1.17 and 1.57 of the time."""
     activations: Literal["int8", "float32"] = "int8"
-    """Of a language model: what layers on integer codes round their inputs to while they compute. `float32` is exact
-    and several times slower."""
+    """Of a language model: what layers on integer codes, and a rounded head, round their inputs to while they compute.
+    `float32` is exact, and slow: that model takes 1.5 times as long, but 16 times with a head of 8 bits, which ONNX
+    Runtime then unpacks at every call."""
     float_activations: tuple[str, ...] = ()
-    """Of a language model: globs of layers that take their inputs in float32 all the same: those whose inputs have
-    outliers, such as the first and last `down_proj`."""
+    """Of a language model: globs of layers (never the head) that take their inputs in float32 all the same: those whose
+    inputs have outliers, often the first and the last ones. With those behind the norms (`*.[qkv]_proj`, `*.gate_proj`,
+    `*.up_proj`) that model is 0.002 nats from the checkpoint, and a token takes 1.1 of the time."""
     max_divergence: float = Field(0.05, gt=0)
     """Of a language model: how far the next tokens may be from the parent's on a real window, by rounding activations
     and the head (mean Kullback-Leibler divergence, in nats); more is an error."""

@@ -12,7 +12,9 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
+
+from optimize.quantize.abreast import threads
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -23,76 +25,72 @@ Look = Callable[[int, int, "Tensor"], None]
 """Number of a batch, number of a layer, and that layer's input."""
 
 
-class Forwards(Protocol):
-    """Both ways to run a block."""
+class Forwards:
+    """All batches' passes through a block, as many at a time as torch has threads.
+
+    Where a layer's inputs are wanted, a pass is `paused`, or else given up and run once more from the beginning.
+    """
+
+    def __init__(self, run: Run, batches: int, *, paused: bool) -> None:
+        self._work = [partial(run, batch) for batch in range(batches)]
+        self._lanes = [_Lane(work) for work in self._work]
+        self._paused = paused
 
     def reach(self, layers: Sequence[nn.Module], look: Look) -> None:
         """Run every batch as far as the last of `layers`, which are in the order in which the block runs them."""
+        for first, lanes in self._abreast():
+            with _shown(layers):
+                _advance(lanes)
+            for batch, lane in enumerate(lanes, first):
+                for layer, x in lane.shown:
+                    look(batch, layer, x)
+                lane.shown.clear()
+                if not self._paused:
+                    lane.abandon()
+                    self._lanes[batch] = _Lane(self._work[batch])
 
     def finish(self) -> Iterator[Tensor]:
         """Each batch's output, with the weights as they are now."""
+        for _, lanes in self._abreast():
+            _advance(lanes)
+            for lane in lanes:
+                yield lane.take()
 
     def close(self) -> None:
         """Give up what is under way."""
-
-
-class Restarted:
-    """Every pass begins at the block's beginning: one batch's activations are in memory."""
-
-    def __init__(self, run: Run, batches: int) -> None:
-        self._run, self._batches = run, batches
-
-    def reach(self, layers: Sequence[nn.Module], look: Look) -> None:
-        for batch in range(self._batches):
-            with _shown(layers, partial(look, batch), _stop), contextlib.suppress(_Stopped):
-                self._run(batch)
-
-    def finish(self) -> Iterator[Tensor]:
-        for batch in range(self._batches):
-            yield self._run(batch)
-
-    def close(self) -> None:
-        pass
-
-
-class Paused:
-    """Every pass is begun once, in a thread of its own, and goes on where it paused; one thread runs at a time."""
-
-    def __init__(self, run: Run, batches: int) -> None:
-        self._lanes = [_Lane(partial(run, batch)) for batch in range(batches)]
-
-    def reach(self, layers: Sequence[nn.Module], look: Look) -> None:
-        for batch, lane in enumerate(self._lanes):
-            with _shown(layers, partial(look, batch), lane.pause):
-                lane.go_on()
-
-    def finish(self) -> Iterator[Tensor]:
-        for lane in self._lanes:
-            yield lane.go_on()
-
-    def close(self) -> None:
         for lane in self._lanes:
             lane.abandon()
+
+    def _abreast(self) -> Iterator[tuple[int, list[_Lane]]]:
+        import torch
+
+        size = torch.get_num_threads()
+        for first in range(0, len(self._lanes), size):
+            yield first, self._lanes[first : first + size]
 
 
 class _Stopped(BaseException):
     """Unwinds a pass that is not wanted any more; no `except Exception` of a model's own catches it."""
 
 
-def _stop() -> None:
-    raise _Stopped
+def _advance(lanes: Sequence[_Lane]) -> None:
+    """All of them to their next pause, or to their end; raises what one of them raises."""
+    with threads(1):
+        for lane in lanes:
+            lane.go_on()
+        for lane in lanes:
+            lane.wait()
 
 
 @contextlib.contextmanager
-def _shown(
-    layers: Sequence[nn.Module], look: Callable[[int, Tensor], None], then: Callable[[], None]
-) -> Iterator[None]:
-    """Have the layers' inputs looked at as they are reached, and `then` called at the last one."""
+def _shown(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Have lanes note the layers' inputs as they are reached, and pause at the last one."""
 
     def hook(number: int, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        look(number, args[0])
+        lane = _current.lane
+        lane.shown.append((number, args[0]))
         if number == len(layers) - 1:
-            then()
+            lane.pause()
 
     handles = [layer.register_forward_pre_hook(partial(hook, number)) for number, layer in enumerate(layers)]
     try:
@@ -107,28 +105,36 @@ class _Lane:
 
     def __init__(self, work: Callable[[], Tensor]) -> None:
         self._work = work
+        self.shown: list[tuple[int, Tensor]] = []
+        """Numbers of layers that were reached, and their inputs."""
         self._turn, self._back = threading.Semaphore(0), threading.Semaphore(0)
         self._thread: threading.Thread | None = None
-        self._result: Any = None
+        self._result: Tensor | None = None
         self._error: BaseException | None = None
-        self._ended = self._abandoned = False
+        self._abandoned = False
 
-    def go_on(self) -> Any:
-        """Run to the next pause (None) or to the end (the result); raises what the function raises."""
+    def go_on(self) -> None:
+        """Run to the next pause or to the end, which `wait` waits for."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._main, daemon=True)
             self._thread.start()
-        elif self._ended:
-            return self._result
         else:
             self._turn.release()
+
+    def wait(self) -> None:
+        """Raises what the function raises."""
         self._back.acquire()
         if self._error is not None:
             raise self._error
-        return self._result
+
+    def take(self) -> Tensor:
+        """The result, once."""
+        result, self._result = self._result, None
+        assert result is not None
+        return result
 
     def pause(self) -> None:
-        """Called from the function: wait until `go_on` is called again."""
+        """Called from the function: stop until `go_on` is called again."""
         self._back.release()
         self._turn.acquire()
         if self._abandoned:
@@ -142,9 +148,20 @@ class _Lane:
             self._thread.join()
 
     def _main(self) -> None:
+        _current.lane = self
         try:
             self._result = self._work()
+        except _Stopped:
+            pass  # kept, it would keep the pass's activations: its traceback refers to this lane
         except BaseException as error:  # handed to whoever waits
             self._error = error
-        self._ended = True
         self._back.release()
+
+
+class _Current(threading.local):
+    """Which lane a thread runs."""
+
+    lane: _Lane
+
+
+_current = _Current()

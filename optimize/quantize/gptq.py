@@ -19,8 +19,7 @@ same of rounding to nearest (`rtn_error`).
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
@@ -35,6 +34,7 @@ from optimize.context import Context
 from optimize.errors import StageError
 from optimize.planning import resolve_config
 from optimize.quantize import checkpoint
+from optimize.quantize.abreast import memory_returned, threads
 from optimize.quantize.blocks import Blocks, empty_model
 from optimize.quantize.finished import Finished
 from optimize.quantize.gptq_blocks import oriented, quantize_blocks
@@ -115,7 +115,7 @@ def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise StageError("no CUDA device", hint="set device: cpu")
     settings = checkpoint.float_config(artifact)
-    with quiet(), _threads(config.threads):
+    with quiet(), threads(config.threads), memory_returned():
         model = empty_model(artifact, settings, getattr(torch, config.compute_dtype))
         tensors = checkpoint_tensors(artifact.path, model)
         blocks = Blocks(model, tensors, head=_head(model) if config.lm_head else None)
@@ -157,7 +157,7 @@ def apply_to(model: Any, config: Config, batches: Sequence[Inputs]) -> list[dict
     if config.lm_head:  # the embedding that it may be tied to stays as it is
         head = model.get_output_embeddings()
         head.weight = type(head.weight)(head.weight.detach().clone())
-    with TemporaryDirectory() as scratch, quiet(), _threads(config.threads), blocks.opened(model.device):
+    with TemporaryDirectory() as scratch, quiet(), threads(config.threads), blocks.opened(model.device):
         finished = Finished(Path(scratch), in_memory=True, device=model.device)
         quantize_blocks(blocks, layers, batches, config, finished, lambda *_: None)
         return _rows(finished)
@@ -284,16 +284,3 @@ def _warn(rows: list[dict[str, Any]], context: Context) -> None:
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             context.warn(f"{len(names)} of {len(rows)} layers {what}: {', '.join(names[:3])}{more}")
-
-
-@contextlib.contextmanager
-def _threads(number: int | None) -> Iterator[None]:
-    """That many CPU threads; the caller's number comes back afterwards."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(number or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from optimize.errors import StageError
 from optimize.quantize.blocks import Blocks, shared_inputs
-from optimize.quantize.forwards import Forwards, Paused, Restarted
+from optimize.quantize.forwards import Forwards
 from optimize.quantize.gptq_format import pack
-from optimize.quantize.gptq_solver import Grid, Hessian, Quantized, round_to_nearest, solve
+from optimize.quantize.gptq_solver import Grid, Hessian, Quantized, Solution, round_to_nearest, solve_all
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -48,7 +48,7 @@ def quantize_blocks(
         with blocks.embedding():
             finished.add((blocks.embed(inputs) for inputs in batches), {}, {"layers": [], "gives_tuple": None})
     blocks.gives_tuple = finished.facts()[-1]["gives_tuple"]
-    begin = Paused if finished.in_memory and config.true_sequential else Restarted
+    paused = finished.in_memory and config.true_sequential
     first, total, began = finished.count - 1, len(blocks.names), time.perf_counter()
     for index in range(first, total):
 
@@ -57,14 +57,18 @@ def quantize_blocks(
             return blocks.run(index, inputs, finished.hidden(batch)[:rows])
 
         inside = {name: layer for name, layer in layers.items() if blocks.holds(index, name)}
-        tensors: dict[str, Tensor] = {}
-        rows: list[dict[str, Any]] = []
-        with blocks.filled(index), contextlib.closing(begin(run, len(batches))) as forwards:
+        with blocks.filled(index), contextlib.closing(Forwards(run, len(batches), paused=paused)) as forwards:
             groups = shared_inputs(inside, lambda run=run: run(0, rows=1))  # type: ignore[misc]
-            for name, moment in _moments(inside, groups, batches, forwards, config.true_sequential):
-                quantized, row = _quantize(name, blocks.original(f"{name}.weight"), inside[name], moment, config)
-                tensors.update({f"{name}.{key}": value for key, value in pack(quantized, config.bits).items()})
-                rows.append(row)
+            tensors: dict[str, Tensor] = {}
+            rows: list[dict[str, Any]] = []
+            for names, moment in _moments(inside, groups, batches, forwards, config.true_sequential):
+                weights = [oriented(inside[name], blocks.original(f"{name}.weight")) for name in names]
+                quantized_layers = _quantize(names, weights, moment, config)
+                del moment, weights  # large, and the next passes come before their successors
+                for name, quantized, row in quantized_layers:
+                    oriented(inside[name]).copy_(quantized.dequantize())
+                    tensors |= {f"{name}.{key}": value for key, value in pack(quantized, config.bits).items()}
+                    rows.append(row)
             outputs = forwards.finish() if index + 1 < total else ()
             finished.add(outputs, tensors, {"layers": rows, "gives_tuple": blocks.gives_tuple})
         done = index + 1
@@ -86,8 +90,8 @@ def _moments(
     batches: Sequence[Inputs],
     forwards: Forwards,
     sequential: bool,
-) -> Iterator[tuple[str, _Moment]]:
-    """(layer, its inputs' moment) in the order in which they run; the next is due when this one is rounded."""
+) -> Iterator[tuple[Sequence[str], _Moment]]:
+    """(layers, their inputs' moment) in the order in which they run; the next is due when these are rounded."""
     import torch
 
     for step in [[group] for group in groups] if sequential else [groups]:
@@ -103,27 +107,29 @@ def _moments(
 
         forwards.reach(first, look)
         for names in step:
-            hessian = hessians.pop(0)  # the largest thing there is: not kept beside the matrix it gives
-            moment = _Moment(hessian.matrix, hessian.tokens, hessian.dropped)
-            del hessian
-            yield from ((name, moment) for name in names)
-    for name in sorted(layers.keys() - {name for names in groups for name in names}):
-        yield name, _Moment(torch.empty(0), tokens=0, dropped=0)
+            yield names, _moment(hessians.pop(0))
+    unseen = layers.keys() - {name for names in groups for name in names}
+    yield sorted(unseen), _Moment(torch.empty(0), tokens=0, dropped=0)
+
+
+def _moment(hessian: Hessian) -> _Moment:
+    return _Moment(hessian.matrix, hessian.tokens, hessian.dropped)
 
 
 def _quantize(
-    name: str, weight: Tensor, layer: nn.Module, moment: _Moment, config: Config
-) -> tuple[Quantized, dict[str, Any]]:
-    """(codes, row of the table) of one layer, which holds the rounded weight afterwards.
-
-    `weight` is as the checkpoint has it.
-    """
-    weight = oriented(layer, weight)
+    names: Sequence[str], weights: Sequence[Tensor], moment: _Moment, config: Config
+) -> list[tuple[str, Quantized, dict[str, Any]]]:
+    """(name, codes, row of the table) of each layer. `weights` [out, in] are as the checkpoint has them."""
     grid = Grid(config.bits, config.group_size, config.sym)
-    row: dict[str, Any] = {"name": name, "bits": config.bits}
+    if moment.dropped and not moment.tokens:
+        raise StageError(
+            f"no input of {names[0]} is a finite number, on any of {moment.dropped} tokens",
+            hint="set compute_dtype: float32; if that does not help, the model itself overflows on these rows",
+        )
+    results: list[tuple[Quantized, dict[str, Any]]]
     if moment.tokens:
-        solution = solve(
-            weight,
+        solutions = solve_all(
+            weights,
             moment.matrix,
             grid,
             damp_percent=config.damp_percent,
@@ -132,28 +138,29 @@ def _quantize(
             block_size=config.block_size,
             scale_search=config.scale_search,
         )
-        quantized = solution.quantized
-        error, rtn_error = solution.error, solution.rtn_error
-        row |= {
-            "error": _rounded(error),
-            "rtn_error": _rounded(rtn_error),
-            "ratio": _rounded(error / rtn_error) if rtn_error else 1.0,
-            "rtn_rows": solution.rtn_rows,
-            "dead_inputs": solution.dead,
-            "dropped_tokens": moment.dropped,
-        }
-        if solution.damp_percent > config.damp_percent:
-            row["raised_damp_percent"] = _rounded(solution.damp_percent)
-    elif moment.dropped:
-        raise StageError(
-            f"no input of {name} is a finite number, on any of {moment.dropped} tokens",
-            hint="set compute_dtype: float32; if that does not help, the model itself overflows on these rows",
-        )
+        results = [(solution.quantized, _facts(solution, moment, config)) for solution in solutions]
     else:
-        quantized = round_to_nearest(weight, grid)
-        row |= {"error": None, "rtn_error": None, "ratio": None}
-    oriented(layer).copy_(quantized.dequantize())
-    return quantized, row
+        unknown = {"error": None, "rtn_error": None, "ratio": None}
+        results = [(round_to_nearest(weight, grid), unknown) for weight in weights]
+    return [
+        (name, quantized, {"name": name, "bits": config.bits, **facts})
+        for name, (quantized, facts) in zip(names, results, strict=True)
+    ]
+
+
+def _facts(solution: Solution, moment: _Moment, config: Config) -> dict[str, Any]:
+    """What the table says of a layer that calibration reached."""
+    facts = {
+        "error": _rounded(solution.error),
+        "rtn_error": _rounded(solution.rtn_error),
+        "ratio": _rounded(solution.error / solution.rtn_error) if solution.rtn_error else 1.0,
+        "rtn_rows": solution.rtn_rows,
+        "dead_inputs": solution.dead,
+        "dropped_tokens": moment.dropped,
+    }
+    if solution.damp_percent > config.damp_percent:
+        facts["raised_damp_percent"] = _rounded(solution.damp_percent)
+    return facts
 
 
 def _rounded(value: float) -> float:

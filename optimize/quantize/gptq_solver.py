@@ -15,26 +15,27 @@ et al., 2023, https://arxiv.org/abs/2307.13304, Theorem 6), which needs one Chol
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 from optimize.errors import StageError
+from optimize.quantize.abreast import each
 from optimize.quantize.gptq_grid import Grid, Quantized, candidates, nearest, round_to_nearest, storable
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["Grid", "Hessian", "Quantized", "Solution", "round_to_nearest", "solve"]
+__all__ = ["Grid", "Hessian", "Quantized", "Solution", "round_to_nearest", "solve", "solve_all"]
 
-_ROWS = 192
+_ROWS = 96
 """Rows that a thread of the CPU solves at a time: fixed, so that no result depends on how many threads there are."""
 _DESCENTS = 2
 """Passes over the codes a round of refining: they cost little beside the least squares of the scales."""
-_STAIRS = 4
-"""Blocks that a Hessian's upper half is summed up in."""
+_STRIPS = 8
+"""Strips that a Hessian's upper half is summed up in."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class Hessian:
     def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
         import torch
 
-        self._upper = torch.zeros(width, width, dtype=torch.float32, device=device)
+        self._sums = torch.zeros(width, width, dtype=torch.float32, device=device)
+        self._step = -(-width // _STRIPS)
         self.tokens = 0
         self.dropped = 0
         """Rows with a NaN or an infinity, which were left out."""
@@ -69,7 +71,7 @@ class Hessian:
         """Take in x [tokens, width], of any float type and device."""
         import torch
 
-        x = x.detach().to(self._upper.device, torch.float32)
+        x = x.detach().to(self._sums.device, torch.float32)
         if not bool(torch.isfinite(x.sum())):  # one cheap look first
             finite = torch.isfinite(x).all(dim=1)
             self.dropped += int((~finite).sum())
@@ -77,21 +79,33 @@ class Hessian:
         if not len(x):
             return
         before, self.tokens = self.tokens, self.tokens + len(x)
-        width = x.shape[1]
-        # Only blocks on the diagonal and right of it: the matrix is symmetric, and that is little over half the work.
-        step = -(-width // _STAIRS)
-        for start in range(0, width, step):
-            rows = self._upper[start : start + step, start:]
-            rows.addmm_(x[:, start : start + step].T, x[:, start:], beta=before / self.tokens, alpha=1 / self.tokens)
+
+        def add(start: int) -> None:
+            strip, inputs = self._sums[start : start + self._step, start:], x[:, start : start + self._step]
+            strip.addmm_(inputs.T, x[:, start:], beta=before / self.tokens, alpha=1 / self.tokens)
+
+        # Only what lies on the diagonal and right of it: the matrix is symmetric, and that is
+        # little over half the work.
+        each(add, range(0, len(self._sums), self._step))
 
     @property
     def matrix(self) -> Tensor:
-        """float32 [width, width]."""
-        return self._upper.triu() + self._upper.triu(1).T
+        """float32 [width, width]; the sums' own memory, so ask for it when all is in."""
+        for start in range(0, len(self._sums), self._step):
+            rows = self._sums[start : start + self._step]
+            corner = rows[:, start : start + self._step]
+            corner.copy_(corner.triu() + corner.triu(1).T)
+            rows[:, :start] = self._sums[:start, start : start + self._step].T
+        return self._sums
 
 
-def solve(
-    weight: Tensor,
+def solve(weight: Tensor, hessian: Tensor, grid: Grid, **options: Any) -> Solution:
+    """`solve_all` of a single weight [out, in]."""
+    return solve_all([weight], hessian, grid, **options)[0]
+
+
+def solve_all(
+    weights: Sequence[Tensor],
     hessian: Tensor,
     grid: Grid,
     *,
@@ -101,9 +115,10 @@ def solve(
     block_size: int = 128,
     scale_search: bool = True,
     refine: int = 2,
-) -> Solution:
-    """Quantise weight [out, in], of any float type, for inputs of second moment `hessian` [in, in], on its device.
+) -> list[Solution]:
+    """Quantise weights [out, in], of any float type, of layers that are given the same inputs, on their device.
 
+    hessian: the inputs' second moment [in, in].
     damp_percent: share of the Hessian's mean diagonal that is added to the diagonal; doubled while it can't be
         factorised, up to 1.
     desc_act: take the columns in the order of falling diagonal instead of their own.
@@ -117,32 +132,39 @@ def solve(
     """
     import torch
 
-    weight, hessian = weight.detach().float(), hessian.float()
-    width = weight.shape[1]
-    inputs = torch.arange(width, device=weight.device)
+    hessian = hessian.float()
+    width = len(hessian)
+    layout = inputs = torch.arange(width, device=hessian.device)
     order = hessian.diagonal().argsort(descending=True, stable=True) if desc_act else inputs
-    # Groups that follow the order make the same problem, with its columns laid out anew.
-    layout, order = (inputs, order) if static_groups else (order, inputs)
-    hessian = hessian[layout][:, layout].contiguous()
+    if not static_groups:  # groups that follow the order make the same problem, with its columns laid out anew
+        layout, order = order, inputs
+        hessian = hessian[layout][:, layout]
     matrix, ridge, feedback, variances, damp_percent = _factorise(hessian, order, damp_percent)
     problem = _Problem(grid, hessian, matrix, ridge, feedback, variances, order, block_size, scale_search, refine)
-    parts = _map_rows(problem.solve, weight[:, layout].contiguous())
-    codes, scales, zeros, ours, theirs, whole = (torch.cat(part) for part in zip(*parts, strict=True))
     back = layout.argsort()
-    total = float(whole.double().sum())
-    return Solution(
-        quantized=Quantized(
-            codes=codes[:, back].to(torch.uint8),
-            scales=scales,
-            zeros=zeros.to(torch.uint8),
-            group_of=(back // grid.size(width)).to(torch.int32),
-        ),
-        error=float(torch.minimum(ours, theirs).double().sum()) / total if total else 0.0,
-        rtn_error=float(theirs.double().sum()) / total if total else 0.0,
-        rtn_rows=int((theirs < ours).sum()),
-        damp_percent=damp_percent,
-        dead=int((hessian.diagonal() == 0).sum()),
-    )
+
+    def solve_rows(weight: Tensor) -> tuple[Tensor, ...]:
+        codes, *others = problem.solve(weight.detach().float()[:, layout])
+        return codes[:, back], *others
+
+    pieces = [weight.split(_ROWS if weight.device.type == "cpu" else len(weight)) for weight in weights]
+    rows = [piece for split in pieces for piece in split]
+    parts = iter(each(solve_rows, rows) if hessian.device.type == "cpu" else map(solve_rows, rows))
+    solutions = []
+    for split in pieces:
+        codes, scales, zeros, ours, theirs, whole = map(torch.cat, zip(*islice(parts, len(split)), strict=True))
+        total = float(whole.double().sum())
+        solutions.append(
+            Solution(
+                quantized=Quantized(codes, scales, zeros, group_of=(back // grid.size(width)).to(torch.int32)),
+                error=float(torch.minimum(ours, theirs).double().sum()) / total if total else 0.0,
+                rtn_error=float(theirs.double().sum()) / total if total else 0.0,
+                rtn_rows=int((theirs < ours).sum()),
+                damp_percent=damp_percent,
+                dead=int((hessian.diagonal() == 0).sum()),
+            )
+        )
+    return solutions
 
 
 @dataclass(frozen=True)
@@ -185,12 +207,15 @@ class _Problem:
         error = _product(gradient - self.ridge * loss, loss).clamp(min=0)
         better = (error <= rounded_error)[:, None]
         codes, scales = codes.where(better, rounded), scales.where(better, rounded_scales)
-        return codes, scales, zeros, error, rounded_error, _product(weight @ self.hessian, weight)
+        whole = _product(weight @ self.hessian, weight)
+        return codes.to(torch.uint8), scales, zeros.to(torch.uint8), error, rounded_error, whole
 
     def _sweep(self, weight: Tensor, scales: Tensor, zeros: Tensor) -> tuple[Tensor, Tensor]:
         """GPTQ's column loop. Codes, and the weight less what they stand for, [rows, in]; so are scales and zeros."""
-        weight, scales, zeros = weight[:, self.order], scales[:, self.order], zeros[:, self.order]
-        target, codes, loss = weight.clone(), weight.clone(), weight.clone()
+        import torch
+
+        weight, scales, zeros = (values[:, self.order] for values in (weight, scales, zeros))
+        target, codes, loss = weight.clone(), torch.empty_like(weight), torch.empty_like(weight)
         for start in range(0, weight.shape[1], self.block_size):
             stop = start + self.block_size
             target[:, start:stop].addmm_(loss[:, :start], self.feedback[:start, start:stop])
@@ -206,17 +231,16 @@ class _Problem:
         for group in range(scales.shape[1]):
             part = slice(group * size, (group + 1) * size)
             steps = codes[:, part] - zeros[:, group, None]
-            image = steps @ self.matrix[part]
             slope = _product(gradient[:, part], steps)
-            curvature = _product(image[:, part], steps)
+            curvature = _product(steps @ self.matrix[part, part], steps)
             old = scales[:, group]
             new = storable(old + slope / curvature.clamp(min=1e-30))
             change = new - old
             advance = change * (change * curvature - 2 * slope) < 0  # rounding may have spoilt it
-            change = change.where(advance, 0)
             scales[:, group] = new.where(advance, old)
-            loss[:, part] -= change[:, None] * steps
-            gradient -= change[:, None] * image
+            gain = steps.mul_(change.where(advance, 0)[:, None])
+            loss[:, part] -= gain
+            gradient.addmm_(gain, self.matrix[part], alpha=-1)
 
 
 def _factorise(hessian: Tensor, order: Tensor, damp_percent: float) -> tuple[Tensor, float, Tensor, Tensor, float]:
@@ -227,18 +251,23 @@ def _factorise(hessian: Tensor, order: Tensor, damp_percent: float) -> tuple[Ten
     if not bool(torch.isfinite(hessian).all()):
         raise StageError("the Hessian is not finite", hint="look at what the layer is given during calibration")
     mean = float(diagonal[diagonal > 0].mean()) if bool((diagonal > 0).any()) else 1.0
-    reverse = order.flip(0)
+    reverse, back = order.flip(0), order.argsort()
     while True:
         ridge = damp_percent * mean
-        matrix = hessian.clone()
-        matrix.diagonal().add_(ridge)
-        # matrix = R D R^T with R unit upper triangular: from the lower factor of the matrix turned round.
-        lower, failed = torch.linalg.cholesky_ex(matrix[reverse][:, reverse].double())
+        # hessian + ridge = R D R^T with R unit upper triangular: from the lower factor of the matrix turned round.
+        # No step takes more memory, so that it is done in place; LAPACK wants what lies in columns.
+        lower = hessian[reverse][:, reverse].double().mT
+        lower.diagonal().add_(ridge)
+        failed = torch.empty((), dtype=torch.int32, device=lower.device)
+        torch.linalg.cholesky_ex(lower, out=(lower, failed))
         if not failed:
-            upper = lower.flip(0, 1)
-            roots = upper.diagonal()
-            variances = roots.square()[order.argsort()].float()
-            return matrix, ridge, (upper / roots).float(), variances, damp_percent
+            roots = lower.diagonal().clone()
+            lower = lower.div_(roots).float()
+            feedback = lower.flip(0, 1).contiguous()
+            del lower
+            matrix = hessian.clone()
+            matrix.diagonal().add_(ridge)
+            return matrix, ridge, feedback, roots.square().flip(0)[back].float(), damp_percent
         if damp_percent >= 1:
             raise StageError("the Hessian can't be factorised, not even with its whole mean diagonal added to it")
         damp_percent = min(2 * damp_percent, 1.0)
@@ -262,18 +291,3 @@ def _kernel(name: str, *arguments: Tensor | float) -> None:
         from optimize.quantize import gptq_kernels
 
         getattr(gptq_kernels, name)(*(v.numpy() if isinstance(v, torch.Tensor) else v for v in arguments))
-
-
-def _map_rows(function: Callable[[Tensor], tuple[Tensor, ...]], weight: Tensor) -> list[tuple[Tensor, ...]]:
-    """Some rows at a time, on as many threads as torch has; on an accelerator all at once."""
-    import torch
-
-    if weight.device.type != "cpu":
-        return [function(weight)]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(function, torch.split(weight, _ROWS)))
-    finally:
-        torch.set_num_threads(threads)

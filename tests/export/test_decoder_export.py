@@ -168,13 +168,8 @@ def test_rows_are_padded_on_the_right_or_refused(exported: Artifact) -> None:
         runner.run({"input_ids": ids, "attention_mask": mask[:, ::-1]})
 
 
-def test_a_checkpoint_in_float_is_exported_in_float(pico_llama: Path, context: Make) -> None:
-    result = run(Artifact.from_directory(pico_llama, format="transformers", task=SPEC), Config(), context())
-    assert result.details["max_difference"] < 1e-5
-    assert result.details["operators"]["FusedMatMul"] == 1
-    # The head is the embedding, and lies in the file once.
-    assert result.files["model.onnx"]["size"] < 4 * runtime.parameters(result.path) + 60_000
-    graph, windows = onnx_ir.load(result.path / "model.onnx"), [np.arange(length) for length in (20, 5, 9)]
+def test_other_answers_are_an_error(exported: Artifact, context: Make) -> None:
+    graph, windows = onnx_ir.load(exported.path / "model.onnx"), [np.arange(length) for length in (20, 5, 9)]
     wrong = [np.ones((len(window), 320), np.float32) for window in windows]
     with pytest.raises(StageError, match="answers differently from its parent for a window alone: by "):
         decoder._compare_exactly(graph, windows, wrong, 1e-4, context())

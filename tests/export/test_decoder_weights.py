@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import torch
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import load_file
 
@@ -88,9 +87,7 @@ def test_eight_bits_stand_for_what_bitsandbytes_reads(llama: Artifact, new_conte
     np.testing.assert_allclose(packed.dequantize().numpy(), expected, rtol=3e-7)
 
 
-def test_other_quantisations_are_refused(
-    llama: Artifact, new_context: Callable[..., Context], tmp_path: Path
-) -> None:
+def test_other_quantisations_are_refused(llama: Artifact, new_context: Callable[..., Context], tmp_path: Path) -> None:
     for path in llama.path.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     config = (tmp_path / "config.json").read_text()

@@ -21,7 +21,7 @@ from optimize.errors import StageError
 from optimize.quantize import lazy_weights
 from optimize.quantize.blocks import Blocks, empty_model, find_blocks, shared_inputs
 from optimize.quantize.finished import Finished
-from optimize.quantize.forwards import Paused, Restarted
+from optimize.quantize.forwards import Forwards
 from optimize.quantize.lazy_weights import checkpoint_tensors, stored, write_checkpoint
 
 CPU = torch.device("cpu")
@@ -201,9 +201,9 @@ def no_thread_is_left() -> Iterator[None]:
     assert threading.active_count() == before
 
 
-@pytest.mark.parametrize("kind", [Paused, Restarted])
+@pytest.mark.parametrize("paused", [True, False])
 @pytest.mark.usefixtures("no_thread_is_left")
-def test_passes_see_the_weights_of_layers_changed_while_they_wait(kind: type[Paused] | type[Restarted]) -> None:
+def test_passes_see_the_weights_of_layers_changed_while_they_wait(paused: bool) -> None:
     first, second = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
     xs = [torch.randn(3, 4) for _ in range(3)]
     seen: dict[tuple[int, int], torch.Tensor] = {}
@@ -215,7 +215,7 @@ def test_passes_see_the_weights_of_layers_changed_while_they_wait(kind: type[Pau
     def look(batch: int, layer: int, x: torch.Tensor) -> None:
         seen[batch, layer] = x
 
-    forwards = kind(run, 3)
+    forwards = Forwards(run, 3, paused=paused)
     forwards.reach([first], look)
     assert all(seen[batch, 0] is xs[batch] for batch in range(3))
     first.weight.data *= 2
@@ -237,12 +237,10 @@ def test_an_error_in_a_paused_pass_is_raised_and_the_others_are_given_up() -> No
             raise ValueError("batch 1")
         return result
 
-    forwards = Paused(run, 3)
+    forwards = Forwards(run, 3, paused=True)
     forwards.reach([layer], lambda *_: None)
-    results = forwards.finish()
-    next(results)
     with pytest.raises(ValueError, match="batch 1"):
-        next(results)
+        list(forwards.finish())
     forwards.close()
 
 

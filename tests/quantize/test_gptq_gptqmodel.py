@@ -16,6 +16,7 @@ from optimize.artifact import Artifact
 from optimize.context import Context
 from optimize.data import prepare
 from optimize.errors import StageError
+from optimize.quantize import gptq
 from optimize.quantize.gptq_format import load_layer, quantized_layers, read_config
 from optimize.quantize.gptq_gptqmodel import Config, run
 from optimize.work import Work
@@ -102,3 +103,20 @@ def test_ignored_layers_stay_in_float(llama: Artifact, lm_context: Callable[...,
 def test_what_the_library_cannot_do_is_told(llama: Artifact, lm_context: Callable[..., Context]) -> None:
     with pytest.raises(StageError, match=r"gptqmodel can't quantise this model: .*group_size"):
         run(llama, Config(**{**SETTINGS, "group_size": 7}), lm_context())
+
+
+def test_a_gpt2_opens_though_it_would_draw_weights_that_are_packed(
+    new_context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=96, n_embd=64, n_layer=1, n_head=2, n_positions=64)).eval()
+    model.save_pretrained(tmp_path)
+    source = Artifact.from_directory(tmp_path, format="transformers", task={"name": "causal-lm"})
+    monkeypatch.setattr(gptq, "calibration_batches", lambda *_: [IDS])
+    result = gptq.run(source, gptq.Config(group_size=32, device="cpu", threads=1), new_context())
+    for name in quantized_layers(result.path):
+        model.get_submodule(name).weight.data = load_layer(result.path, name).dequantize().T  # type: ignore[union-attr]
+    with torch.no_grad():
+        expected = model(torch.from_numpy(IDS["input_ids"])).logits.numpy()
+    assert np.allclose(runtimes.open_artifact(result, 1).run(IDS)["logits"], expected, atol=0.01)
