@@ -6,8 +6,8 @@
 SmolLM2-135M (a language model whose linear weights already lie on a 4-bit grid of group 32, so groups are larger here)
 is quantised by ours, by gptqmodel with its own defaults, and by rounding to nearest; each in a fresh process, one after
 another, on the same windows of WikiText-2's training text. Seconds go from the model's folder to the written
-checkpoint, without imports; memory is the whole process's peak. Perplexity is of the de-quantised weights in float32 on the first
-windows of the test text: what the codes are worth, whoever's kernel serves them.
+checkpoint, without imports; memory is the whole process's peak. Perplexity is of the de-quantised weights in float32 on
+the first windows of the test text: what the codes are worth, whoever's kernel serves them.
 
 `--large` measures ours alone on a Llama of 1.1 B random weights in bfloat16 shards: its peak memory is to stay far
 below what the weights would take in float32.

@@ -1,4 +1,4 @@
-"""Calibration: some rows of the `calibration` split, made into model inputs. The same block wherever a stage needs it."""
+"""Calibration: some rows of the `calibration` split as model inputs. The same block wherever a stage needs it."""
 
 from __future__ import annotations
 

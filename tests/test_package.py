@@ -97,7 +97,7 @@ def test_links_in_the_documents_lead_somewhere() -> None:
 
 
 def test_recipes_in_the_documents_validate(pico_recipe: dict[str, Any], pico_llama: Path, pico_corpus: Path) -> None:
-    """A block without stages shows a part of a recipe; one that speaks of perplexity or decoding, a language model's."""
+    """A block without stages shows a part of a recipe; one that speaks of perplexity is a language model's."""
     import yaml
 
     from optimize.recipe import load

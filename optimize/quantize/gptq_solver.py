@@ -147,7 +147,7 @@ def solve_all(
         codes, *others = problem.solve(weight.detach().float()[:, layout])
         return codes[:, back], *others
 
-    pieces = [weight.split(_ROWS if weight.device.type == "cpu" else len(weight)) for weight in weights]
+    pieces = [torch.split(weight, _ROWS if weight.device.type == "cpu" else len(weight)) for weight in weights]
     rows = [piece for split in pieces for piece in split]
     parts = iter(each(solve_rows, rows) if hessian.device.type == "cpu" else map(solve_rows, rows))
     solutions = []

@@ -300,7 +300,7 @@ def test_planted_flips_are_found_exactly(gained, lost):
     assert kept["ci"] == pytest.approx(tuple(1 + end / 0.8 for end in found.ci), abs=0.002)
 
 
-# --- coverage, in short (benchmarks/intervals.py has it whole) ---------------------------------------------------------
+# --- coverage, in short (benchmarks/intervals.py has it whole) --------------------------------------------------------
 
 
 def test_score_intervals_cover_what_they_say():
