@@ -107,23 +107,24 @@ def bandwidth(threads: int) -> float:
     return best
 
 
-def contenders(folder: Path) -> dict[str, tuple[str, str]]:
-    """Name -> (the Python that runs it, the model's files)."""
+def contenders(folder: Path, work: str | None, recipes: list[str]) -> dict[str, tuple[str, str]]:
+    """Name -> (the Python that runs it, the model's files). What lies in the folder `work` is not made anew."""
     from peers import MODEL, environment
 
     import optimize
     from optimize.source import locate
     from optimize.work import Work
 
-    work = Work(folder / "work")
+    kept = Work(work or folder / "work")
     quick = ["evaluate.latency=null", "evaluate.peak_memory=false", "data.max_windows=8", "gates=[]", "promote=null"]
     found = {}
-    for recipe in ("smollm2-gptq", "smollm2-nf4", "smollm2-int8"):
-        run = optimize.apply(RECIPES / f"{recipe}.yaml", work=work, overrides=quick, promote=False)
+    for recipe in recipes:
+        run = optimize.apply(RECIPES / f"{recipe}.yaml", work=kept, overrides=quick, promote=False)
         if run.document["error"]:
             raise SystemExit(run.document["error"]["message"])
         for artifact in run.document["artifacts"]:
-            label = "float32, PyTorch" if artifact["name"] == "source" else f"{artifact['name']}, {artifact['format']}"
+            label = f"{recipe.removeprefix('smollm2-')}: {artifact['name']}, {artifact['format']}"
+            label = "float32, transformers" if artifact["name"] == "source" else label
             found.setdefault(label, (sys.executable, artifact["path"]))
     origin = locate(MODEL, folder, "model")
     origin.copy(["*.gguf"], folder)
@@ -136,6 +137,8 @@ def main() -> int:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="+", help="words, one of which a contender's name has")
+    parser.add_argument("--recipes", nargs="+", default=["smollm2-gptq", "smollm2-nf4", "smollm2-int8"])
+    parser.add_argument("--work", help="a work folder, whose artifacts are taken (default: all are made)")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -145,7 +148,7 @@ def main() -> int:
     chance = random.Random(0)
     ids = [chance.randrange(1000, 40000) for _ in range(PREFILL)]
     with tempfile.TemporaryDirectory(prefix="decode-") as name:
-        known = contenders(Path(name))
+        known = contenders(Path(name), arguments.work, arguments.recipes)
         words = arguments.only or [""]
         chosen = {label: value for label, value in known.items() if any(word in label for word in words)}
         for threads in arguments.threads:
@@ -197,7 +200,7 @@ def report(found: dict[str, dict[str, list[float]]], chosen: dict[str, tuple[str
     reference = "llama.cpp" if "llama.cpp" in found else next(iter(found))
     reached = bandwidth(threads)
     print(f"\n{threads} thread(s); memory read at {reached / 1e9:.0f} GB/s; ratios over {reference}")
-    print(f"{'':<28}{'decode t/s':>11}{'ratio':>7}{'floor t/s':>11}{'prefill t/s':>12}{'ratio':>7}")
+    print(f"{'':<30}{'decode t/s':>11}{'ratio':>7}{'floor t/s':>11}{'prefill t/s':>12}{'ratio':>7}")
     for label, phases in found.items():
         told = []
         for phase in ("decode", "prefill"):
@@ -206,7 +209,7 @@ def report(found: dict[str, dict[str, list[float]]], chosen: dict[str, tuple[str
         path = Path(chosen[label][1])
         size = path.stat().st_size if path.is_file() else max(file.stat().st_size for file in path.iterdir())
         print(
-            f"{label:<28}{told[0]:>11.1f}{told[1]:>7.2f}{reached / size:>11.0f}{told[2]:>12.0f}{told[3]:>7.2f}",
+            f"{label:<30}{told[0]:>11.1f}{told[1]:>7.2f}{reached / size:>11.0f}{told[2]:>12.0f}{told[3]:>7.2f}",
             flush=True,
         )
     print(json.dumps({"threads": threads, "tokens_per_second": found}))
