@@ -12,8 +12,13 @@ from optimize.work import Work
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
-LANGUAGE_MODEL = ["data.max_rows=400", "data.context_length=64", "data.max_windows=24"]
-UNTIMED = [*LANGUAGE_MODEL, "evaluate.latency=null", "evaluate.peak_memory=false"]
+LANGUAGE_MODEL = [
+    "data.max_rows=400",
+    "data.context_length=64",
+    "data.max_windows=24",
+    "evaluate.latency=null",
+    "evaluate.peak_memory=false",
+]
 SHRUNK: dict[str, list[str]] = {
     "quickstart": [
         "data.max_rows=400",
@@ -22,18 +27,17 @@ SHRUNK: dict[str, list[str]] = {
         "evaluate.latency.half_width=1.0",
         "evaluate.latency.budget_seconds=60",
     ],
+    # Every timed round starts a process for each artifact, which is much for models of this size.
     "smollm2-gptq": [
         *LANGUAGE_MODEL,
         "stages.gptq.calibration={num_samples: 4, max_length: 64}",
-        "evaluate.latency.prefill=[16]",
-        "evaluate.latency.decode={prompt_length: 16, new_tokens: 4}",
-        "evaluate.latency.half_width=1.0",
-        "evaluate.latency.budget_seconds=10",
+        "stages.gptq.targets=['*.layers.[01].*']",
+        "gates=[{metric: perplexity, max_ratio: 1.5}, {metric: size, max_ratio: 0.9}]",
+        "promote=null",
     ],
-    # Every timed round starts a process for each artifact: one language model's recipe is timed, the others are not.
-    "smollm2-int8": [*UNTIMED, "gates=[{metric: perplexity, max_ratio: 1.5}, {metric: size, max_ratio: 0.45}]"],
+    "smollm2-int8": [*LANGUAGE_MODEL, "gates=[{metric: perplexity, max_ratio: 1.5}, {metric: size, max_ratio: 0.45}]"],
     "smollm2-nf4": [
-        *UNTIMED,
+        *LANGUAGE_MODEL,
         "gates=[{metric: perplexity, max_ratio: 2}, {metric: size, max_ratio: 0.6}]",
         "promote=null",
     ],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from optimize.quantize.gptq_format import (
     unpack,
 )
 from optimize.quantize.gptq_solver import Grid, Quantized, round_to_nearest
+from optimize.runtimes.quantized import load_library
 
 
 def random_layer(bits: int, width: int, outputs: int, group_size: int, seed: int) -> Quantized:
@@ -178,9 +178,9 @@ def test_layers_are_found_and_read(tmp_path: Path) -> None:
     ids=str,
 )
 def test_transformers_loads_exactly_our_floats(tmp_path: Path, grid: Grid) -> None:
-    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # read when it is first imported
     from transformers import AutoModelForCausalLM
 
+    load_library("gptqmodel", "gptq")  # left to transformers, its import would change the environment
     kept = "model.layers.0.mlp.up_proj"
     layers = checkpoint(tmp_path, grid, (kept,))
     model = AutoModelForCausalLM.from_pretrained(tmp_path)

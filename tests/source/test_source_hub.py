@@ -124,7 +124,8 @@ def hub(tmp_path: Path, pico_model: Path) -> Iterator[dict[str, str]]:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_XET": "1",
     }
-    environment.pop("HF_HUB_OFFLINE", None)
+    for name in ("HF_HUB_OFFLINE", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        environment.pop(name, None)
     yield environment
     server.shutdown()
     server.server_close()
