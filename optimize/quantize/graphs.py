@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from optimize.artifact import Artifact
 from optimize.errors import StageError
 from optimize.runtimes import onnx
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-    from optimize.artifact import Artifact
+    from optimize.context import Context
 
 
 def load(path: Path) -> ModelProto:
@@ -26,7 +27,24 @@ def load(path: Path) -> ModelProto:
     return model
 
 
-def save(model: ModelProto, path: Path) -> None:
+def finished(model: ModelProto, artifact: Artifact, context: Context, details: Mapping[str, Any]) -> Artifact:
+    """The quantised graph in place of `artifact`'s, with its other files. Raises where ONNX Runtime can't open it."""
+    _save(model, context.directory / onnx.MODEL)
+    _copy_others(artifact, context.directory)
+    onnx.open(context.directory, threads=1)
+    result = Artifact.from_directory(
+        context.directory,
+        format="onnx",
+        task=artifact.task,
+        details=details,
+        trust_remote_code=artifact.trust_remote_code,
+    )
+    if result.size_bytes >= artifact.size_bytes:
+        context.warn("the quantised file is no smaller than its parent")
+    return result
+
+
+def _save(model: ModelProto, path: Path) -> None:
     """The same bytes every time, and no paths."""
     for node in model.graph.node:
         del node.metadata_props[:]
@@ -34,7 +52,7 @@ def save(model: ModelProto, path: Path) -> None:
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def copy_others(artifact: Artifact, directory: Path) -> None:
+def _copy_others(artifact: Artifact, directory: Path) -> None:
     """Everything but the graph and its weights."""
     for name in artifact.files:
         if name != onnx.MODEL and not name.startswith(f"{onnx.MODEL}."):

@@ -90,21 +90,10 @@ def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
             f"nothing was quantised: no weight of {', '.join(operators)} is a constant matrix of the graph",
             hint="look at `ignore`, and whether the model is quantised already",
         )
-    graphs.save(quantized, context.directory / onnx.MODEL)
-    graphs.copy_others(artifact, context.directory)
-    onnx.open(context.directory, threads=1)  # refuses a graph that ONNX Runtime would not load
     if config.algorithm == "hqq":
         context.warn("on a CPU, ONNX Runtime unpacks HQQ's weights at every call: this is slower than float32")
-    result = Artifact.from_directory(
-        context.directory,
-        format="onnx",
-        task=artifact.task,
-        details={"algorithm": config.algorithm, "quantized": done, "ignored": kept},
-        trust_remote_code=artifact.trust_remote_code,
-    )
-    if result.size_bytes >= artifact.size_bytes:
-        context.warn("the quantised file is no smaller than its parent")
-    return result
+    details = {"algorithm": config.algorithm, "quantized": done, "ignored": kept}
+    return graphs.finished(quantized, artifact, context, details)
 
 
 def _quantize(model: ModelProto, operators: tuple[str, ...], kept: list[str], config: Config) -> ModelProto:

@@ -67,19 +67,8 @@ def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
         )
     if not config.reduce_range and _lacks_vnni():
         context.warn("this processor has no VNNI, so that 8-bit sums can overflow: try reduce_range: true")
-    graphs.save(quantized, context.directory / onnx.MODEL)
-    graphs.copy_others(artifact, context.directory)
-    onnx.open(context.directory, threads=1)  # refuses a graph that ONNX Runtime would not load
-    result = Artifact.from_directory(
-        context.directory,
-        format="onnx",
-        task=artifact.task,
-        details={"mode": config.mode, "quantized": done, "ignored": kept},
-        trust_remote_code=artifact.trust_remote_code,
-    )
-    if result.size_bytes >= artifact.size_bytes:
-        context.warn("the quantised file is no smaller than its parent")
-    return result
+    details = {"mode": config.mode, "quantized": done, "ignored": kept}
+    return graphs.finished(quantized, artifact, context, details)
 
 
 def _quantize(model: ModelProto, kept: list[str], config: Config, scratch: Path) -> ModelProto:
