@@ -1,7 +1,7 @@
 # Short names for what CONTRIBUTING.md describes.
 BIN := .venv/bin/
 
-.PHONY: quickstart test lint recipes
+.PHONY: quickstart test lint recipes support
 
 quickstart: .venv
 	$(BIN)optimize apply recipes/quickstart.yaml
@@ -16,6 +16,9 @@ lint: .venv
 
 recipes: .venv  # every recipe, unshrunk; stops at the first that does not pass
 	set -e; for recipe in recipes/*.yaml; do $(BIN)optimize apply "$$recipe"; done
+
+support: .venv  # the table in the README of what works with what
+	$(BIN)python -m optimize.support README.md
 
 .venv: pyproject.toml
 	python3 -m venv .venv

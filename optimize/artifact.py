@@ -167,6 +167,12 @@ class Artifact:
                 hint="remove it and run the recipe again; what is missing is made anew",
             )
 
+    def copy_files(self, folder: Path, wanted: Callable[[str], bool]) -> None:
+        """Copy the files whose names are `wanted`, such as the tokenizer's, below a folder."""
+        for name in filter(wanted, self.files):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.path / name, folder / name)
+
     def export_to(self, folder: Path) -> Path:
         """Copy the model's files to a new folder, as plain writable files that serve without us.
 

@@ -25,7 +25,6 @@ from optimize.scoring import Scoring, Subject, describe_artifacts, describe_data
 if TYPE_CHECKING:
     from optimize.data import Data
     from optimize.evaluate.types import GateResult
-    from optimize.source import SourceModel
     from optimize.store import Store
     from optimize.tasks import Task
     from optimize.work import Work
@@ -129,8 +128,8 @@ def _take_source(recipe: Recipe, store: Store, task: Task, data: Data, progress:
     """The source model as an artifact of the store."""
     from optimize.source import resolve_model
 
-    progress.start(SOURCE, recipe.model.source)
-    source: SourceModel = resolve_model(recipe.model, recipe.base)
+    progress.start(SOURCE, recipe.model.source or recipe.model.module or "")
+    source = resolve_model(recipe.model, recipe.base)
     step = decide_source(store, recipe, source, task.spec(recipe.data, data.info))
 
     def take(directory: Path) -> Artifact:
@@ -138,9 +137,9 @@ def _take_source(recipe: Recipe, store: Store, task: Task, data: Data, progress:
         task.check_source(directory, step.inputs["task"])  # before it is stored
         return Artifact.from_directory(
             directory,
-            format="transformers",
+            format=recipe.model.format,
             task=step.inputs["task"],
-            trust_remote_code=recipe.model.trust_remote_code,
+            trust_remote_code=recipe.model.runs_code,
         )
 
     return _reuse_or_make(recipe, step, store, progress, take, parent=None)

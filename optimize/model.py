@@ -54,29 +54,26 @@ class Model:
 
         A language model's is `{"text": what it wrote, "tokens": how many, "finish": "stop" or "length"}`; its inputs
         are texts or `{"messages": [{"role", "content"}, ...]}`, and `sampling` is `max_new_tokens` (64),
-        `temperature` (0: the likeliest token), `top_p`, `seed` and `stop` (a text or several that end an answer).
+        `temperature` (0: the likeliest token), `top_p`, `seed` and `stop` (a text or several that end an answer). One
+        with an encoder takes `max_new_tokens`, `num_beams` and `length_penalty`, by default what its recipe said.
         """
-        import numpy as np
-
         if isinstance(inputs, (str, bytes, Mapping)):
             raise TypeError("predict takes a list: predict([text])")
-        if self.task.generates:
+        if self.task.generates and not self.task.encodes:
             return [self._complete(value, sampling) for value in inputs]
-        if sampling:
-            raise TypeError(f"a model for {self.task.name} does not write: {', '.join(sampling)} says nothing")
+        if idle := [name for name in sampling if name not in self.task.options]:
+            told = f"takes {', '.join(self.task.options)}" if self.task.options else "does not write"
+            raise TypeError(f"a model for {self.task.name} {told}: {', '.join(idle)} says nothing")
         if not inputs:
             return []
-        features = self.task.encode(self.preprocessor, self.task.rows_of(inputs), self.artifact.task)
-        outputs: list[Any] = [None] * len(features)
-        for rows, batch in self.task.batches(self.preprocessor, features, batch_size):
-            for row, output in zip(rows, self.task.read_outputs(self.runner.run(batch), batch), strict=True):
-                outputs[row] = output
-        return self.task.answers(np.stack(outputs), self.artifact.task)
+        rows, spec = self.task.rows_of(inputs), {**self.artifact.task, **sampling}
+        outputs = self.task.respond(self.runner, self.preprocessor, rows, spec, batch_size=batch_size)
+        return self.task.answers(outputs, spec)
 
     def stream(self, prompt: Any, **sampling: Any) -> Iterator[str]:
         """What a language model writes, in pieces as they come; `prompt` and `sampling` as in `predict`."""
-        if not self.task.generates:
-            raise TypeError(f"a model for {self.task.name} does not write")
+        if not self.task.generates or self.task.encodes:
+            raise TypeError(f"a model for {self.task.name} does not write on from a text: ask `predict`")
         from optimize.generation import Answer
 
         return self._write(prompt, sampling, Answer())
@@ -152,22 +149,34 @@ class Model:
         return f"<table>{cells}</table>"
 
 
-def load(reference: str | Path, *, work: Work | str | Path | None = None, threads: int | None = None) -> Model:
+def load(
+    reference: str | Path,
+    *,
+    work: Work | str | Path | None = None,
+    threads: int | None = None,
+    trust_remote_code: bool = False,
+) -> Model:
     """A model by `name@alias`, `name@version`, digest, or the path of a folder of plain files.
+
+    A folder of somebody else's that holds code, or a program (TorchScript, `.pt2`), needs `trust_remote_code`.
 
     Raises `StoreError` or `RegistryError` where the reference names nothing or the bytes are damaged.
     """
-    return Model(find_artifact(reference, work), name=str(reference), threads=threads)
+    return Model(
+        find_artifact(reference, work, trust_remote_code=trust_remote_code), name=str(reference), threads=threads
+    )
 
 
-def find_artifact(reference: str | Path, work: Work | str | Path | None = None) -> Artifact:
+def find_artifact(
+    reference: str | Path, work: Work | str | Path | None = None, *, trust_remote_code: bool = False
+) -> Artifact:
     """The artifact that a person means, with its bytes checked. A folder wins over a name that looks the same."""
     from optimize.planning import as_work
 
     if isinstance(reference, Path) or Path(reference).is_dir() or reference.startswith((".", "/", "~")):
         from optimize.source.folder import load_folder
 
-        return load_folder(Path(reference))
+        return load_folder(Path(reference), trust_remote_code=trust_remote_code)
     work = as_work(work)
     digest = work.registry.resolve(reference).digest if "@" in reference else reference
     artifact = work.store.open(digest)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from optimize.data import Data
     from optimize.recipe import Recipe, Stage
     from optimize.source import SourceModel
+    from optimize.source.modules import ModuleSource
     from optimize.stages import Entry
     from optimize.store import Store
     from optimize.work import Work
@@ -114,13 +115,13 @@ def plan(
     return Plan(recipe, tuple(steps))
 
 
-def decide_source(store: Store, recipe: Recipe, source: SourceModel, spec: Mapping[str, Any]) -> Step:
+def decide_source(store: Store, recipe: Recipe, source: SourceModel | ModuleSource, spec: Mapping[str, Any]) -> Step:
     """The source model as an artifact: reused when the same files were taken for the same task before."""
     inputs = {
         "source": source.identity,
         "version": SOURCE_VERSION,
         "task": dict(spec),
-        "trust_remote_code": recipe.model.trust_remote_code,
+        "trust_remote_code": recipe.model.runs_code,
     }
     return _decide(store, recipe, SOURCE, SOURCE, inputs)
 

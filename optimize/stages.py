@@ -5,8 +5,8 @@ It is data. A third party adds to it with an entry point in the group `optimize.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -55,6 +55,11 @@ class Entry:
     """Fields of the Config that name another stage whose artifact is read (`teacher`); their digests enter the key."""
     aside: tuple[str, ...] = ()
     """Fields of the Config that change no byte of the result (where curves are logged); they stay out of the key."""
+    refuses: Mapping[str, str] = field(default_factory=dict)
+    """Task, or task and mode (`summarization static`) -> why the method does nothing for its models; said when a recipe
+    is validated."""
+    only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """A setting that only some of the formats in `takes` allow, as `field: value` -> those formats."""
 
     @property
     def id(self) -> str:
@@ -69,6 +74,14 @@ class Entry:
         return cast("Method", import_module(self.module))
 
 
+_TEXT_TO_TEXT = ("summarization", "text2text")
+_ENCODERS = (
+    *("text-classification", "token-classification", "question-answering", "fill-mask", "sentence-similarity"),
+    "image-classification",
+)
+_NO_CACHE = dict.fromkeys(("causal-lm", *_TEXT_TO_TEXT), "it has no key/value cache there; export: onnx has")
+_TWO_GRAPHS = "a model that is an encoder's and a decoder's graph is quantised by quantize: int8, mode: dynamic"
+
 _BUILT_IN = (
     Entry(
         verb="distill",
@@ -78,6 +91,18 @@ _BUILT_IN = (
         gives="transformers",
         summary="Train on the recipe's labels with the transformers Trainer.",
         libraries=("torch", "transformers", "tokenizers", "accelerate"),
+        splits=("train", "validation"),
+        aside=("report_to", "save_steps"),
+        refuses={"sentence-similarity": "its rows say nothing that this loss could be of"},
+    ),
+    Entry(
+        verb="distill",
+        method="finetune",
+        module="optimize.distill.finetune",
+        takes=("pytorch",),
+        gives="pytorch",
+        summary="Train a module of your own on the recipe's labels with the transformers Trainer.",
+        libraries=("torch", "transformers", "accelerate", "safetensors"),
         splits=("train", "validation"),
         aside=("report_to", "save_steps"),
     ),
@@ -102,6 +127,10 @@ _BUILT_IN = (
         extra="gptq",
         splits=("calibration",),
         aside=("activations_mb",),
+        refuses={
+            **dict.fromkeys(_TEXT_TO_TEXT, "it goes through the blocks of one stack of layers alone"),
+            "image-classification": "it goes through the blocks of a model that reads tokens",
+        },
     ),
     Entry(
         verb="quantize",
@@ -114,6 +143,7 @@ _BUILT_IN = (
         libraries=("torch", "transformers", "tokenizers", "safetensors", "gptqmodel", "optimum"),
         extra="gptq",
         splits=("calibration",),
+        refuses=dict.fromkeys((*_ENCODERS, *_TEXT_TO_TEXT), "that library knows decoders alone; leave `backend` out"),
     ),
     Entry(
         verb="quantize",
@@ -139,12 +169,48 @@ _BUILT_IN = (
     Entry(
         verb="quantize",
         method="int8",
+        backend="torchao",
+        module="optimize.quantize.int8_torchao",
+        takes=("transformers",),
+        gives="transformers",
+        summary="8-bit weights and activations by torchao, fast where the model is compiled.",
+        libraries=("torch", "transformers", "safetensors", "torchao"),
+        extra="torchao",
+    ),
+    Entry(
+        verb="quantize",
+        method="int8",
+        backend="onnxruntime",
+        module="optimize.quantize.int8_qat_onnxruntime",
+        takes=("transformers",),
+        gives="onnx",
+        summary="Quantisation-aware training to an 8-bit graph for ONNX Runtime.",
+        refuses={
+            "causal-lm": "a language model's graph is not rounded that way; quantize: gptq keeps it small",
+            "sentence-similarity": "its rows say nothing that a loss could be of",
+            **dict.fromkeys(_TEXT_TO_TEXT, _TWO_GRAPHS),
+        },
+        libraries=(
+            *("torch", "transformers", "tokenizers", "accelerate"),
+            *("onnx", "onnx_ir", "onnxscript", "onnxruntime"),
+        ),
+        splits=("train", "validation", "calibration"),
+        aside=("report_to", "save_steps"),
+    ),
+    Entry(
+        verb="quantize",
+        method="int8",
         backend="onnxruntime",
         module="optimize.quantize.int8_onnxruntime",
         takes=("onnx",),
         gives="onnx",
         summary="8-bit weights and activations by ONNX Runtime.",
         libraries=("onnx", "onnxruntime"),
+        splits=("calibration",),
+        refuses={
+            **{f"{task} static": _TWO_GRAPHS for task in _TEXT_TO_TEXT},
+            "causal-lm static": "ranges are not looked for in a graph with a key/value cache; mode: dynamic serves it",
+        },
     ),
     Entry(
         verb="quantize",
@@ -155,16 +221,75 @@ _BUILT_IN = (
         gives="onnx",
         summary="4-bit weights by ONNX Runtime, without calibration.",
         libraries=("onnx", "onnxruntime"),
+        refuses=dict.fromkeys(_TEXT_TO_TEXT, _TWO_GRAPHS),
+    ),
+    Entry(
+        verb="quantize",
+        method="int8",
+        backend="openvino",
+        module="optimize.quantize.int8_openvino",
+        takes=("openvino",),
+        gives="openvino",
+        summary="8-bit weights and activations for OpenVINO, by nncf.",
+        libraries=("openvino", "nncf"),
+        extra="openvino",
+        splits=("calibration",),
+    ),
+    Entry(
+        verb="quantize",
+        method="int4",
+        backend="openvino",
+        module="optimize.quantize.int4_openvino",
+        takes=("openvino",),
+        gives="openvino",
+        summary="4-bit weights for OpenVINO, by nncf, without calibration.",
+        libraries=("openvino", "nncf"),
+        extra="openvino",
     ),
     Entry(
         verb="export",
         method="onnx",
         module="optimize.export.onnx",
-        takes=("transformers",),
+        takes=("transformers", "pytorch"),
         gives="onnx",
         summary="Export to ONNX, checked against the parent on real rows.",
         libraries=("torch", "transformers", "tokenizers", "onnx", "onnx_ir", "onnxscript", "onnxruntime"),
         splits=("validation", "calibration"),
+    ),
+    Entry(
+        verb="export",
+        method="openvino",
+        module="optimize.export.openvino",
+        takes=("transformers", "pytorch", "onnx"),
+        gives="openvino",
+        summary="Export to OpenVINO, checked against the parent on real rows.",
+        libraries=("torch", "transformers", "tokenizers", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino"),
+        extra="openvino",
+        splits=("validation",),
+        refuses=_NO_CACHE,
+    ),
+    Entry(
+        verb="export",
+        method="torchscript",
+        module="optimize.export.torchscript",
+        takes=("transformers", "pytorch"),
+        gives="torchscript",
+        summary="Export to TorchScript, checked against the parent on real rows.",
+        libraries=("torch", "transformers", "tokenizers"),
+        splits=("validation",),
+        refuses=_NO_CACHE,
+        only={"method: script": ("pytorch",)},
+    ),
+    Entry(
+        verb="export",
+        method="torch_export",
+        module="optimize.export.torch_export",
+        takes=("transformers", "pytorch"),
+        gives="torch_export",
+        summary="Export to a program of torch.export, checked against the parent on real rows.",
+        libraries=("torch", "transformers", "tokenizers"),
+        splits=("validation",),
+        refuses=_NO_CACHE,
     ),
 )
 

@@ -215,3 +215,76 @@ def new_context(pico_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Cal
         return Context(directory, scratch, task, data, scratch / "logs", stage="stage", progress=progress or Progress())
 
     return make
+
+
+IMAGE_SPEC = {"name": "image-classification", "labels": ["dark", "light", "striped"]}
+
+
+@pytest.fixture(scope="session")
+def pico_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tree of 120 noisy images of 12 x 12 pixels in three folders, named after what they look like."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("images") / "rows"
+    stripes = 90 * (np.arange(12) % 2)[:, None, None]
+    for label, level in {"dark": 40, "light": 170, "striped": 60 + stripes}.items():
+        (folder / label).mkdir(parents=True)
+        for number in range(40):
+            pixels = np.clip(level + rng.normal(0, 20, (12, 12, 3)), 0, 255).astype("uint8")
+            Image.fromarray(pixels).save(folder / label / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pico_module(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """A small convolutional network of a factory of ours with random weights: the format `pytorch`, trusted."""
+    from optimize.source.image import Image
+    from optimize.source.modules import ModuleSource
+
+    folder = tmp_path_factory.mktemp("module")
+    ModuleSource("optimize.examples:convnet", {"classes": 3, "width": 4}, Image(size=12), None).copy_to(folder)
+    return Artifact.from_directory(folder, format="pytorch", task=IMAGE_SPEC, trust_remote_code=True)
+
+
+@pytest.fixture(scope="session")
+def pico_vit(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """A ViT of 2 layers and 32 dimensions for images of 12 x 12 pixels, with random weights."""
+    import torch
+    from transformers import ViTConfig, ViTForImageClassification
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    folder = tmp_path_factory.mktemp("vit")
+    names = IMAGE_SPEC["labels"]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = ViTForImageClassification(
+            ViTConfig(
+                hidden_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                intermediate_size=64,
+                image_size=12,
+                patch_size=4,
+                id2label=dict(enumerate(names)),
+                label2id={name: i for i, name in enumerate(names)},
+            )
+        )
+    model.save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 12, "width": 12}).save_pretrained(folder)
+    return Artifact.from_directory(folder, format="transformers", task=IMAGE_SPEC)
+
+
+@pytest.fixture(scope="session")
+def image_context(pico_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Context]:
+    """Makes a room that a stage works in, with the pico images."""
+    task = tasks.get("image-classification")
+    config = task.Data(source=str(pico_images), splits={"train": 0.5, "validation": 0.2, "evaluation": 0.3})
+    rows = prepare(config, task, Work(tmp_path_factory.mktemp("rows")), pico_images.parent).for_stages()
+
+    def make() -> Context:
+        directory, scratch = tmp_path_factory.mktemp("artifact"), tmp_path_factory.mktemp("scratch")
+        return Context(directory, scratch, task, rows, scratch / "logs", stage="stage", progress=Progress())
+
+    return make

@@ -316,10 +316,8 @@ def test_damage_is_named(optimize: Optimize, work: Work, tmp_path: Path) -> None
 def test_stages(optimize: Optimize) -> None:
     assert "quantize.int8" in optimize("stages").out
     explained = optimize("stages", "int8", "--json").json["stages"]
-    assert {(one["stage"], one["backend"]) for one in explained} == {
-        ("quantize.int8", "onnxruntime"),
-        ("quantize.int8", "bitsandbytes"),
-    }
+    assert {one["stage"] for one in explained} == {"quantize.int8"}
+    assert {one["backend"] for one in explained} == {"onnxruntime", "openvino", "torchao", "bitsandbytes"}
     assert all(field["description"] for one in explained for field in one["fields"].values())
     shown = optimize("stages", "distill.finetune").out
     assert "learning_rate" in shown

@@ -97,7 +97,7 @@ def test_links_in_the_documents_lead_somewhere() -> None:
 
 
 def test_recipes_in_the_documents_validate(pico_recipe: dict[str, Any], pico_llama: Path, pico_corpus: Path) -> None:
-    """A block without stages shows a part of a recipe; one that speaks of perplexity is a language model's."""
+    """A block without stages shows a part of a recipe, of the task that it names or whose metrics it speaks of."""
     import yaml
 
     from optimize.recipe import load
@@ -108,19 +108,26 @@ def test_recipes_in_the_documents_validate(pico_recipe: dict[str, Any], pico_lla
         for block in re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     ]
     assert len(blocks) >= 2
+    bare = {**pico_recipe, "stages": [{"export": "onnx"}], "baseline": "source", "evaluate": {}, "gates": []}
     language = {
-        **pico_recipe,
-        "model": {"source": str(pico_llama), "task": "causal-lm"},
+        **bare,
+        "model": {"source": str(pico_llama)},
         "data": {"source": str(pico_corpus)},
         "stages": [{"quantize": "cast", "dtype": "bfloat16"}],
-        "baseline": "source",
-        "evaluate": {},
     }
     for block in blocks:
         writes = any(word in json.dumps(block) for word in ("perplexity", "decode"))
-        base = language if writes else pico_recipe
+        task = block.get("model", {}).get("task", "causal-lm" if writes else "text-classification")
+        base = {"causal-lm": language, "text-classification": pico_recipe}.get(task, bare)
         stages = {"baseline": block["stages"][0]["name"]} if "stages" in block else {}
         whole = block if "version" in block else {**base, **stages, **block}
-        data = {**base["data"], **{key: value for key, value in whole["data"].items() if writes and key != "splits"}}
-        recipe = load({**whole, "model": base["model"], "data": data})
+        data = {"source": base["data"]["source"]}
+        if base is not pico_recipe:
+            data |= {key: value for key, value in block.get("data", {}).items() if key not in ("source", "splits")}
+        else:
+            data |= base["data"]
+        model = {**block.get("model", {}), "source": base["model"]["source"], "task": task}
+        if "module" in model:  # and no weights
+            model |= {"module": "optimize.examples:convnet", "source": None}
+        recipe = load({**whole, "model": model, "data": data})
         assert len(recipe.stages) == len(whole["stages"])

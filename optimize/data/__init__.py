@@ -48,8 +48,15 @@ class DataConfig(Block):
     """The commit, tag or branch of a hub data set."""
     subset: str | None = None
     """Which subset of a hub data set that has several, such as `sst2` of `nyu-mll/glue`."""
-    format: Literal["csv", "tsv", "jsonl", "parquet", "arrow", "text"] | None = None
-    """The file format; the default follows the file's ending. Of `text` every line is a row."""
+    format: Literal["csv", "tsv", "jsonl", "parquet", "arrow", "text", "conll"] | None = None
+    """The file format; the default follows the file's ending. Of `text` every line is a row; of `conll` every
+    run of lines: words in the column `tokens`, the last column in `tags`, and all of them in "0", "1", and so on."""
+    header: bool = True
+    """Whether the first line of a CSV or TSV file names the columns. Without, they are named "0", "1", and so on."""
+    columns: list[str] | None = None
+    """Names for the columns of a CSV or TSV file without a header. Lines may have fewer."""
+    quotes: bool = True
+    """Whether a cell of a CSV or TSV file that begins with a quotation mark goes on to the next one."""
     filter: dict[str, Scalar | list[Scalar]] = {}
     """Keep only rows whose column has this value (or one of these values)."""
     splits: dict[Split, float | str] = {"train": 0.6, "validation": 0.05, "calibration": 0.05, "evaluation": 0.3}
@@ -84,6 +91,11 @@ class DataConfig(Block):
         if shares and self.source is None:
             raise ValueError("give a source: splits has shares of it")
         return self
+
+    @property
+    def image_column(self) -> str | None:
+        """The column of images, for a task that has one: then images in folders are rows, and paths lead to rows."""
+        return None
 
     @property
     def shares(self) -> dict[str, float]:
@@ -151,7 +163,9 @@ class _Part:
 
         if config.shuffle is not None:
             return config.shuffle
-        return isinstance(self.origin, Hub) or files_of(self.origin, config.format)[1] != "text"
+        if isinstance(self.origin, Hub):
+            return True
+        return files_of(self.origin, config.format, images=config.image_column is not None)[1] != "text"
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -196,13 +210,13 @@ def prepare(config: DataConfig, task: Task, work: Work, base: Path) -> Data:
 
 def _parts(config: DataConfig, base: Path) -> list[_Part]:
     """The source, where it is shared out, then the splits that have rows of their own."""
-    source = locate(config.source, base, "data", config.revision) if config.source else None
+    source = _origin(config, config.source, base, config.revision) if config.source else None
     parts = [_Part(source, SOURCE)] if source and config.shares else []
     for split in SPLITS:
         place = config.splits.get(split)
         if isinstance(place, str):
             own = isinstance(source, Hub) and place.isidentifier() and data_format(place) is None
-            origin = source if source and own else locate(place, base, "data")
+            origin = source if source and own else _origin(config, place, base)
             if source and not own and isinstance(origin, Hub) and place.isidentifier():
                 raise SourceError(
                     f"data.splits.{split} names {place!r}, but {config.source} is no hub data set with splits",
@@ -210,6 +224,13 @@ def _parts(config: DataConfig, base: Path) -> list[_Part]:
                 )
             parts.append(_Part(origin, split, place if own else None))
     return parts
+
+
+def _origin(config: DataConfig, place: str, base: Path, revision: str | None = None) -> Origin:
+    origin = locate(place, base, "data", revision)
+    if config.image_column is not None and isinstance(origin, Local) and origin.path.is_dir():
+        return replace(origin, patterns=("*",), images=True)
+    return origin
 
 
 def _key(config: DataConfig, task: Task, parts: Sequence[_Part]) -> str:
@@ -234,6 +255,7 @@ def _build(config: DataConfig, task: Task, parts: Sequence[_Part], scratch: Path
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from optimize.data.images import embedded
     from optimize.data.tables import keep, read
 
     tables: list[pa.Table] = []
@@ -242,11 +264,26 @@ def _build(config: DataConfig, task: Task, parts: Sequence[_Part], scratch: Path
     for part in parts:
         folder = scratch / part.name
         folder.mkdir(parents=True)
-        table = read(part.origin, folder, format=config.format, subset=config.subset, split=part.hub_split)
+        table = read(
+            part.origin,
+            folder,
+            format=config.format,
+            subset=config.subset,
+            split=part.hub_split,
+            header=config.header,
+            columns=config.columns,
+            quotes=config.quotes,
+            images=config.image_column is not None,
+        )
         kept = keep(table, config.filter)
-        tables.append(table.take(kept))
-        groups[part.name] = list(range(len(places), len(places) + len(kept)))
-        places += [(part, row + 1) for row in kept]
+        table = table.take(kept)
+        if config.image_column is not None:
+            table = embedded(table, config.image_column, part.origin, folder, [row + 1 for row in kept])
+        made = task.derive(table, config)
+        numbers = kept if made is table else range(made.num_rows)
+        tables.append(made)
+        groups[part.name] = list(range(len(places), len(places) + len(numbers)))
+        places += [(part, row + 1) for row in numbers]
         shutil.rmtree(folder)
     try:
         joined = pa.concat_tables(tables, promote_options="permissive")
@@ -255,7 +292,7 @@ def _build(config: DataConfig, task: Task, parts: Sequence[_Part], scratch: Path
     rows, info = task.prepare(joined, config)
     if rows.num_rows != joined.num_rows:
         raise SourceError(f"the task {task.name} gave {rows.num_rows} rows for {joined.num_rows}")
-    hashes = contents(rows, task.passage)
+    hashes = contents(rows.drop_columns(list(task.notes)), task.passage)
     if config.deduplicate:
         ranked = {name: groups[name] for name in ("evaluation", SOURCE, *SPLITS) if name in groups}
         groups = without_repeats(ranked, hashes, whole="evaluation")

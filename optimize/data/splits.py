@@ -6,7 +6,7 @@ import hashlib
 import random
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from optimize.artifact import canonical_json
@@ -24,7 +24,7 @@ def contents(rows: pa.Table, passage: int = 0) -> list[bytes | None]:
     and what must not be is a passage.
     """
     inputs = rows.drop_columns([name for name in rows.column_names if name == "label"])
-    normal = [{name: _normal(value) for name, value in row.items()} for row in inputs.to_pylist()]
+    normal = [{name: _normal(value) for name, value in row.items()} for row in _one_by_one(inputs)]
     if not passage:
         return [hashlib.sha256(canonical_json(row)).digest() for row in normal]
     texts = [" ".join(value for value in row.values() if isinstance(value, str)) for row in normal]
@@ -41,23 +41,37 @@ def contents(rows: pa.Table, passage: int = 0) -> list[bytes | None]:
 
 
 def _normal(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return _hashed(value)
     return " ".join(unicodedata.normalize("NFC", value).split()) if isinstance(value, str) else value
+
+
+def _hashed(value: Any) -> Any:
+    """What JSON can hold: the bytes of an image by their hash."""
+    return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else value
 
 
 def digest(rows: pa.Table) -> str:
     """Of the rows' values in order; no library's file format has a say in it."""
     hasher = hashlib.sha256()
-    for batch in rows.to_batches(max_chunksize=10_000):
-        for row in batch.to_pylist():
-            hasher.update(canonical_json(row) + b"\n")
+    for row in _one_by_one(rows):
+        hasher.update(canonical_json({name: _hashed(value) for name, value in row.items()}) + b"\n")
     return f"sha256:{hasher.hexdigest()}"
+
+
+def _one_by_one(rows: pa.Table) -> Iterator[dict[str, Any]]:
+    """A part of the rows at a time as Python's objects: they may be images."""
+    for batch in rows.to_batches(max_chunksize=1_000):
+        yield from batch.to_pylist()
 
 
 def class_labels(rows: pa.Table) -> list[Any] | None:
     """The labels to stratify by, or None where the rows have no classes."""
     import pyarrow as pa
 
-    if "label" not in rows.column_names or pa.types.is_floating(rows["label"].type):
+    if "label" not in rows.column_names:
+        return None
+    if pa.types.is_floating(rows["label"].type) or pa.types.is_nested(rows["label"].type):
         return None
     labels: list[Any] = rows["label"].to_pylist()
     return labels

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import glob
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optimize.data.images import read_tree
 from optimize.errors import SourceError
-from optimize.source import DATA_SUFFIXES, Local, Origin, data_format
+from optimize.source import DATA_SUFFIXES, IMAGES, Local, Origin, data_format
 from optimize.source.hub import Hub
 from optimize.source.wheel import Wheel
 
@@ -24,12 +26,25 @@ READERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "parquet": ("parquet", {}),
     "arrow": ("arrow", {}),
     "text": ("text", {"sample_by": "document"}),
+    "conll": ("text", {"sample_by": "document"}),
 }
 """Format -> the reader in `datasets`, and its options."""
 
 
-def read(origin: Origin, scratch: Path, *, format: str | None, subset: str | None, split: str | None) -> pa.Table:
-    """All rows that are there, in memory. `scratch` is an empty folder, `split` one that a hub data set has.
+def read(
+    origin: Origin,
+    scratch: Path,
+    *,
+    format: str | None,
+    subset: str | None,
+    split: str | None,
+    header: bool = True,
+    columns: Sequence[str] | None = None,
+    quotes: bool = True,
+    images: bool = False,
+) -> pa.Table:
+    """All rows that are there, in memory. `scratch` is an empty folder, `split` one that a hub data set has. With
+    `images` they may be images in folders.
 
     Of a text file every line is a row, without its line end; what follows the last one is a row as well, often empty.
     So `"\\n".join` gives back the text as it was, though with every line end as "\\n".
@@ -46,24 +61,36 @@ def read(origin: Origin, scratch: Path, *, format: str | None, subset: str | Non
         return _load(
             origin, "hub data set", split, path=origin.repo, name=subset, revision=origin.commit, cache_dir=cache
         )
-    names, chosen = files_of(origin, format)
+    names, chosen = files_of(origin, format, images=images)
+    if chosen == IMAGES:
+        return read_tree(origin, names, scratch)
     origin.copy([glob.escape(name) for name in names], scratch)
     reader, options = READERS[chosen]
+    if reader == "csv":
+        named = {"names": list(columns)} if columns else {"header": "infer" if header else None}
+        options = {**options, **named, "quoting": csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE}
     files = [glob.escape(str(scratch / name)) for name in names]
     table = _load(origin, chosen, "train", path=reader, data_files=files, cache_dir=scratch / "cache", **options)
+    if chosen == "conll":
+        return _sentences(origin, table)
     return _lines(table) if chosen == "text" else table
 
 
-def files_of(origin: Local | Wheel, format: str | None) -> tuple[list[str], str]:
-    """The files with rows, and their format. In a folder text files count where there are no others: they may be notes.
+def files_of(origin: Local | Wheel, format: str | None, *, images: bool = False) -> tuple[list[str], str]:
+    """The files with rows, and their format. In a folder text files count where there are no others: they may be notes;
+    and so do images, where they may be rows: else a table names them.
 
     Raises `SourceError` where nothing tells the format.
     """
     names = origin.names()
     if len(names) > 1 or (isinstance(origin, Local) and origin.path.is_dir()):
-        names = [name for name in names if data_format(name) in ((format,) if format else READERS)]
-        names = [name for name in names if data_format(name) != "text"] or names
+        known = (*READERS, IMAGES) if images else READERS
+        names = [name for name in names if data_format(name) in ((format,) if format else known)]
+        tables = [name for name in names if data_format(name) not in ("text", IMAGES)]
+        names = tables or [name for name in names if data_format(name) == IMAGES] or names
     formats = {format or data_format(name) for name in names}
+    if not images:
+        formats = {None if found == IMAGES else found for found in formats}
     if len(formats) != 1 or None in formats:
         found = f"files of several formats ({', '.join(sorted(map(str, formats)))})" if formats else "no data file"
         raise SourceError(
@@ -78,6 +105,32 @@ def _lines(documents: pa.Table) -> pa.Table:
 
     texts = (text for chunk in documents["text"].iterchunks() for text in chunk.to_pylist())
     return pa.table({"text": pa.array((line for text in texts for line in text.split("\n")), pa.string())})
+
+
+def _sentences(origin: Origin, documents: pa.Table) -> pa.Table:
+    """Of files such as the CoNLL tasks have: a word a line, with its columns, and an empty line behind a sentence."""
+    import pyarrow as pa
+
+    sentences: list[list[list[str]]] = [[]]
+    width = 0
+    for text in documents["text"].to_pylist():
+        tabs = "\t" in text
+        for number, line in enumerate(text.split("\n"), start=1):
+            if not line.strip():
+                sentences.append([])
+            elif not line.startswith("-DOCSTART-") and not (tabs and line.startswith("#") and "\t" not in line):
+                cells = line.split("\t") if tabs else line.split()
+                width = width or len(cells)
+                if len(cells) != width or width < 2:
+                    told = f"line {number} has {len(cells)} columns, not {max(width, 2)}"
+                    raise SourceError(f"{origin} can't be read as conll: {told}")
+                sentences[-1].append(cells)
+        sentences.append([])
+    columns = list(zip(*(zip(*sentence, strict=True) for sentence in sentences if sentence), strict=True))
+    if not columns:
+        raise SourceError(f"{origin} has no rows")
+    named = {"tokens": columns[0], "tags": columns[-1], **{str(i): column for i, column in enumerate(columns)}}
+    return pa.table({name: pa.array(map(list, column), pa.list_(pa.string())) for name, column in named.items()})
 
 
 def _load(origin: Origin, what: str, split: str | None, **options: Any) -> pa.Table:

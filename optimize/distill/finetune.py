@@ -20,7 +20,7 @@ import contextlib
 import math
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,9 +31,11 @@ from optimize.config import Block
 from optimize.context import Context
 from optimize.errors import StageError
 from optimize.quiet import quiet
+from optimize.runtimes import pytorch
+from optimize.runtimes.transformers import TorchRunner
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    from optimize.tasks import Features
 
 VERSION = 1
 
@@ -82,8 +84,31 @@ class Config(Block):
 
 def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
     """Train a copy of the model. Raises `StageError` where the loss is no number or the device can't do it."""
+    trust = artifact.trust_remote_code
+    task, spec = context.task, artifact.task
+    with training(config, context):
+        preprocessor = task.preprocessor(artifact.path, trust_remote_code=trust)
+        preprocessor.save_pretrained(context.directory)  # before use, which leaves its truncation in what is saved
+        model = task.load_model(artifact.path, spec, trust_remote_code=trust)
+        if artifact.format == "pytorch":
+            trained, details = train(_with_loss(model), preprocessor, spec, config, context)
+            pytorch.save(trained.module, context.directory, pytorch.described(artifact.path, spec))
+        else:
+            # The Trainer writes no paths, but the model remembers where it came from.
+            model.config._name_or_path = ""
+            trained, details = train(model, preprocessor, spec, config, context)
+            trained.save_pretrained(context.directory)
+    return Artifact.from_directory(
+        context.directory, format=artifact.format, task=spec, details=details, trust_remote_code=trust
+    )
+
+
+@contextlib.contextmanager
+def training(config: Config, context: Context) -> Iterator[None]:
+    """Where a model is made and trained: silent, with randomness and threads of its own. Raises `StageError` where the
+    device can't do what `config` says.
+    """
     import torch
-    import transformers
 
     if config.device == "cuda" and not torch.cuda.is_available():
         raise StageError("no CUDA device", hint="set device: cpu")
@@ -91,59 +116,57 @@ def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
         raise StageError("float16 training needs a CUDA device", hint="set precision: bfloat16 or float32")
     if config.early_stopping_patience and not context.data.num_rows.get("validation"):
         raise StageError("early stopping needs validation rows", hint="give `data.splits.validation` a share")
-    trust = artifact.trust_remote_code
-    task, spec = context.task, artifact.task
     with quiet(), _own_randomness(config), _curves_in(context.logs):
-        preprocessor = task.preprocessor(artifact.path, trust_remote_code=trust)
-        preprocessor.save_pretrained(context.directory)  # before use, which leaves its truncation in what is saved
-        model = task.load_model(artifact.path, spec, trust_remote_code=trust)
-        # The Trainer writes no paths, but the model remembers where it came from.
-        model.config._name_or_path = ""
+        yield
 
-        def rows(split: str) -> list[dict[str, Any]]:
-            table: pa.Table = context.data.rows(split)
-            features = task.encode(preprocessor, table, spec)
-            return [
-                {**row, "labels": target} for row, target in zip(features, task.targets(table).tolist(), strict=True)
-            ]
 
-        def collate(batch: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-            features = [{name: row[name] for name in row if name != "labels"} for row in batch]
-            tensors = {name: torch.from_numpy(array) for name, array in task.collate(preprocessor, features).items()}
-            return {**tensors, "labels": torch.tensor([row["labels"] for row in batch])}
+def train(
+    model: Any, preprocessor: Any, spec: Mapping[str, Any], config: Config, context: Context
+) -> tuple[Any, dict[str, Any]]:
+    """(the trained model on the CPU, in evaluation mode; what the manifest says of it). It goes on from the last
+    checkpoint in `context.scratch`. Raises `StageError` where the loss is no number.
+    """
+    import torch
+    import transformers
 
-        validation = rows("validation") if context.data.num_rows.get("validation") else []
-        try:
-            trainer = _trainer_class()(
-                model=model,
-                args=_arguments(config, context.scratch),
-                train_dataset=rows("train"),
-                eval_dataset=validation or None,
-                data_collator=collate,
-                callbacks=[_progress(context)],
-            )
-        except (ImportError, RuntimeError, ValueError) as error:
-            raise StageError(
-                f"the Trainer can't be set up: {error}", hint="look at report_to, optim and device"
-            ) from error
-        if config.early_stopping_patience:
-            trainer.add_callback(transformers.EarlyStoppingCallback(config.early_stopping_patience))
-        trainer.remove_callback(transformers.PrinterCallback)
-        outcome = trainer.train(resume_from_checkpoint=_last_checkpoint(context.scratch))
-        _check_loss(outcome.training_loss, "in training")
-        details: dict[str, Any] = {"steps": trainer.state.global_step}
-        if validation:
-            predicted = trainer.predict(validation, metric_key_prefix="validation")
-            _check_loss(predicted.metrics["validation_loss"], "on the validation rows")
-            outputs = task.read_outputs({"logits": predicted.predictions}, {})
-            details["validation"] = {
-                "loss": predicted.metrics["validation_loss"],
-                **{name: task.metrics[name].compute(outputs, predicted.label_ids) for name in task.default_metrics},
-            }
-        trainer.accelerator.unwrap_model(trainer.model).cpu().save_pretrained(context.directory)
-    return Artifact.from_directory(
-        context.directory, format="transformers", task=spec, details=details, trust_remote_code=trust
-    )
+    task = context.task
+
+    def examples(split: str) -> list[Features]:
+        return task.examples(preprocessor, context.data.rows(split), spec)
+
+    def collate(batch: Sequence[Features]) -> dict[str, torch.Tensor]:
+        return {name: torch.from_numpy(array) for name, array in task.collate_examples(preprocessor, batch).items()}
+
+    validation = examples("validation") if context.data.num_rows.get("validation") else []
+    try:
+        trainer = _trainer_class()(
+            model=model,
+            args=_arguments(config, context.scratch),
+            train_dataset=examples("train"),
+            eval_dataset=validation or None,
+            data_collator=collate,
+            callbacks=[_progress(context)],
+        )
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise StageError(f"the Trainer can't be set up: {error}", hint="look at report_to, optim and device") from error
+    if config.early_stopping_patience:
+        trainer.add_callback(transformers.EarlyStoppingCallback(config.early_stopping_patience))
+    trainer.remove_callback(transformers.PrinterCallback)
+    outcome = trainer.train(resume_from_checkpoint=_last_checkpoint(context.scratch))
+    _check_loss(outcome.training_loss, "in training")
+    details: dict[str, Any] = {"steps": trainer.state.global_step}
+    if validation:
+        loss = trainer.evaluate(metric_key_prefix="validation")["validation_loss"]
+        _check_loss(loss, "on the validation rows")
+        details["validation"] = {"loss": loss}
+    trained = trainer.accelerator.unwrap_model(trainer.model).cpu().eval()
+    if validation:
+        table = context.data.rows("validation")
+        runner = TorchRunner(trained, torch.get_num_threads())
+        outputs = task.respond(runner, preprocessor, table, spec, batch_size=config.batch_size)
+        targets = task.targets(table)
+        details["validation"] |= {name: task.metrics[name].compute(outputs, targets) for name in task.default_metrics}
+    return trained, details
 
 
 def _arguments(config: Config, scratch: Path) -> Any:
@@ -175,11 +198,30 @@ def _arguments(config: Config, scratch: Path) -> Any:
         metric_for_best_model="loss" if stopping else None,
         logging_steps=10,
         logging_nan_inf_filter=False,
+        prediction_loss_only=True,
         report_to=list(config.report_to) or "none",
         remove_unused_columns=False,
         disable_tqdm=True,
         log_level="error",
     )
+
+
+def _with_loss(module: Any) -> Any:
+    """A module of the user's own, which takes pixels and gives logits, as the Trainer wants it."""
+    from torch import Tensor, nn
+
+    class WithLoss(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+            outputs = pytorch.named(self.module(pixel_values))
+            if labels is None:
+                return outputs
+            return {"loss": nn.functional.cross_entropy(outputs[pytorch.OUTPUT], labels), **outputs}
+
+    return WithLoss()
 
 
 def _trainer_class() -> Any:
@@ -206,7 +248,7 @@ def _trainer_class() -> Any:
     class LengthGroupedTrainer(Trainer):
         def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
             rows: Any = self.train_dataset if train_dataset is None else train_dataset
-            return Sampler([len(row["input_ids"]) for row in rows], self.args.train_batch_size, self.args.seed)
+            return Sampler([len(row.get("input_ids", ())) for row in rows], self.args.train_batch_size, self.args.seed)
 
     return LengthGroupedTrainer
 

@@ -97,6 +97,10 @@ def _resample(metric: Metric, outputs: Sequence[NDArray[Any]], targets: NDArray[
     if metric.kind == "sums" and metric.from_sums is not None:
         sums = np.stack([_per_row(metric, answers, targets) for answers in outputs], axis=1)
         return resample_sums(metric.from_sums, sums)
+    if metric.from_rows is not None:
+        of_rows = metric.from_rows
+        rows = [_per_row(metric, answers, targets) for answers in outputs]
+        return resample_rows(lambda values, _: of_rows(values), rows, targets)
     if metric.from_confusion is not None:
         return resample_confusion(metric.from_confusion, [answers.argmax(axis=-1) for answers in outputs], targets)
     return resample_rows(metric.compute, outputs, targets)

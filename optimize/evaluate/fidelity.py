@@ -18,14 +18,14 @@ def fidelity(outputs: NDArray[np.float32], reference: NDArray[np.float32]) -> di
     ours, theirs = (array.reshape(len(array), -1).astype(np.float64) for array in (outputs, reference))
     found: dict[str, Any] = {"n": len(ours)}
     if ours.shape[1] < 2:
-        return {**found, "difference": _spread(np.abs(ours - theirs)[:, 0])}
+        return {**found, "difference": spread(np.abs(ours - theirs)[:, 0])}
     flips = int((ours.argmax(axis=1) != theirs.argmax(axis=1)).sum())
     lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
     cosine = np.divide((ours * theirs).sum(axis=1), lengths, out=np.ones(len(ours)), where=lengths > 0)
     return {
         **found,
-        "kl": _spread(_divergence(_log_softmax(ours), _log_softmax(theirs))),
-        "cosine_distance": _spread(np.maximum(1 - cosine, 0.0)),
+        "kl": spread(_divergence(_log_softmax(ours), _log_softmax(theirs))),
+        "cosine_distance": spread(np.maximum(1 - cosine, 0.0)),
         "flips": flips,
         "flip_rate": flips / len(ours),
     }
@@ -49,7 +49,7 @@ def token_fidelity(outputs: NDArray[Any], reference: NDArray[Any]) -> dict[str, 
         for pair in zip(outputs["distribution"], reference["distribution"], strict=True)
     ]
     kl = np.concatenate(divergences)
-    return {**found, "kl": _spread(kl), "kl_positions": len(kl)}
+    return {**found, "kl": spread(kl), "kl_positions": len(kl)}
 
 
 def _divergence(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -62,7 +62,8 @@ def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))  # type: ignore[no-any-return]
 
 
-def _spread(values: NDArray[np.float64]) -> dict[str, float]:
+def spread(values: NDArray[np.float64]) -> dict[str, float]:
+    """Mean, median, 99 % quantile and maximum."""
     return {
         "mean": float(values.mean()),
         "median": float(np.median(values)),

@@ -20,7 +20,7 @@ HALF = {
     "float16": {"avx512_fp16", "amx_fp16", "asimdhp"},
 }
 """16-bit type -> the instruction sets, any one of which multiplies in it."""
-LIBRARIES = ("numpy", "torch", "transformers", "tokenizers", "onnxruntime", "openvino")
+LIBRARIES = ("numpy", "torch", "transformers", "tokenizers", "onnxruntime", "openvino", "pillow")
 OURSELVES = "optimize-workbench"
 
 

@@ -184,7 +184,7 @@ def _folder(settings: Evaluate, outputs: Outputs, scores: Scores, baseline: str,
         "again": again,
         "rows": outputs.data.digests[SPLIT],
         "task": [outputs.task.name, outputs.task.VERSION],
-        "settings": settings.latency.of(outputs.task.generates) if settings.latency else settings.batch_size,
+        "settings": settings.latency.of(outputs.task) if settings.latency else settings.batch_size,
         # What the system keeps of the memory for itself differs by some pages from one start to the next.
         "host": {name: fact for name, fact in host.fingerprint().items() if name != "memory_bytes"},
     }
@@ -209,7 +209,7 @@ def _stored(folder: Path, scores: Scores, slots: Mapping[str, str]) -> Measured 
 
 def _settings(settings: Evaluate, task: Task, baseline: Artifact) -> list[Setting]:
     """What is called: to be timed, or, without `latency`, for the memory that it takes."""
-    from optimize.evaluate.timings import Batch, Decode, Prefill
+    from optimize.evaluate.timings import Batch, Decode, Images, Prefill
     from optimize.recipe.latency import Latency
 
     latency = settings.latency or Latency()
@@ -218,6 +218,9 @@ def _settings(settings: Evaluate, task: Task, baseline: Artifact) -> list[Settin
         prefill = [Prefill(length, threads) for length in dict.fromkeys(latency.prefill)]
         decode = latency.decode
         return [*prefill, *([Decode(decode.prompt_length, decode.new_tokens, threads)] if decode else [])]
+    if not task.has_length:
+        sizes = latency.batch_sizes if settings.latency else (settings.batch_size,)
+        return [Images(size, threads) for size in dict.fromkeys(sizes)]
     if settings.latency is None:
         return [Batch(settings.batch_size, int(baseline.task.get("max_length", 128)), threads)]
     return [Batch(size, latency.sequence_length, threads) for size in dict.fromkeys(latency.batch_sizes)]

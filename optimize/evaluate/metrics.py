@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,16 @@ if TYPE_CHECKING:
 
 def _hits(outputs: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.float64]:
     return (outputs.argmax(axis=1) == targets).astype("float64")  # type: ignore[no-any-return]
+
+
+def _among_five(outputs: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.float64]:
+    """Whether fewer than five labels score higher than the right one."""
+    right = outputs[range(len(targets)), targets]
+    return ((outputs > right[:, None]).sum(axis=1) < 5).astype("float64")  # type: ignore[no-any-return]
+
+
+def _top5(outputs: NDArray[Any], targets: NDArray[Any]) -> float:
+    return float(_among_five(outputs, targets).mean())
 
 
 def _accuracy(outputs: NDArray[Any], targets: NDArray[Any]) -> float:
@@ -69,30 +80,35 @@ def _log_likelihoods(outputs: NDArray[Any], targets: NDArray[Any]) -> NDArray[np
     return np.stack([outputs["log_likelihood"].sum(axis=1, dtype=np.float64), outputs["scored"].sum(axis=1)], axis=1)
 
 
-def _perplexity_of(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """exp(-mean log-likelihood a token); infinite past what a float holds."""
+def perplexity_of(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """exp(-mean log-likelihood a token) of [..., 2]: log-likelihoods, tokens. Infinite past what a float holds."""
     import numpy as np
 
     with np.errstate(over="ignore"):
         return np.asarray(np.exp(-sums[..., 0] / sums[..., 1]))
 
 
-def _perplexity(outputs: NDArray[Any], targets: NDArray[Any]) -> float:
-    return float(_perplexity_of(_log_likelihoods(outputs, targets).sum(axis=0)))
+def of_sums(
+    name: str,
+    per_row: Callable[[NDArray[Any], NDArray[Any]], NDArray[np.float64]],
+    from_sums: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    *,
+    higher_is_better: bool = True,
+) -> Metric:
+    """A metric of the kind `sums`, which is all that these two functions say."""
+
+    def compute(outputs: NDArray[Any], targets: NDArray[Any]) -> float:
+        return float(from_sums(per_row(outputs, targets).sum(axis=0)))
+
+    return Metric(name, higher_is_better, "sums", compute, per_row, from_sums)
 
 
 ACCURACY = Metric("accuracy", higher_is_better=True, kind="binary", compute=_accuracy, per_row=_hits)
+TOP5 = Metric("top5", higher_is_better=True, kind="binary", compute=_top5, per_row=_among_five)
 MACRO_F1 = Metric("macro_f1", higher_is_better=True, kind="set", compute=_macro_f1, from_confusion=_macro_f1_of)
 MATTHEWS = Metric("matthews", higher_is_better=True, kind="set", compute=_matthews, from_confusion=_matthews_of)
 
-PERPLEXITY = Metric(
-    "perplexity",
-    higher_is_better=False,
-    kind="sums",
-    compute=_perplexity,
-    per_row=_log_likelihoods,
-    from_sums=_perplexity_of,
-)
+PERPLEXITY = of_sums("perplexity", _log_likelihoods, perplexity_of, higher_is_better=False)
 """Of records as `optimize.tasks.causal_lm` reads them. Whole windows are resampled: neighbouring tokens depend on each
 other."""
 

@@ -104,23 +104,15 @@ class Outputs:
         return dict(self.task.evaluation_spec(artifact.task, self.data.info))
 
     def _answer(self, name: str, artifact: Artifact) -> NDArray[Any]:
-        import numpy as np
-
         with _said_of(name):
-            preprocessor = self.preprocessor(artifact)
-            features = self.task.encode(preprocessor, self.rows, self._spec(artifact))
-            runner = runtimes.open_artifact(artifact, self.threads)
-            outputs: NDArray[Any] | None = None
-            done = 0
-            for rows, inputs in self.task.batches(preprocessor, features, self.batch_size):
-                batch = self.task.read_outputs(runner.run(inputs), inputs)
-                if outputs is None:
-                    outputs = np.empty((len(features), *batch.shape[1:]), dtype=batch.dtype)
-                outputs[rows] = batch
-                done += len(rows)
-                self.on_batch(name, done, len(features))
-        if outputs is None:
-            raise EvaluationError("the evaluation rows have nothing to answer to", stage=name)
+            outputs = self.task.respond(
+                runtimes.open_artifact(artifact, self.threads),
+                self.preprocessor(artifact),
+                self.rows,
+                self._spec(artifact),
+                batch_size=self.batch_size,
+                on_batch=lambda done, total: self.on_batch(name, done, total),
+            )
         if bad := int(len(outputs) - _finite(outputs).sum()):
             raise EvaluationError(
                 f"{bad} of {len(outputs)} {self.task.unit} get an output that is not a finite number",
@@ -136,6 +128,8 @@ def _finite(outputs: NDArray[Any]) -> NDArray[np.bool_]:
 
     if outputs.dtype.names is not None:
         return np.logical_and.reduce([_finite(outputs[name]) for name in outputs.dtype.names])  # type: ignore[no-any-return]
+    if outputs.dtype.kind == "S":  # text
+        return np.ones(len(outputs), dtype=bool)
     return np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1)  # type: ignore[no-any-return]
 
 

@@ -33,7 +33,7 @@ class Setting(ABC):
     @property
     @abstractmethod
     def shape(self) -> tuple[int, int]:
-        """Rows and tokens of the text that calls read."""
+        """Rows, and tokens of the text, that calls read; no tokens of rows that have no length."""
 
     @abstractmethod
     def rate(self, seconds: float) -> dict[str, float]:
@@ -56,6 +56,25 @@ class Batch(Setting):
     @property
     def shape(self) -> tuple[int, int]:
         return self.batch_size, self.sequence_length
+
+    def rate(self, seconds: float) -> dict[str, float]:
+        return {"throughput": self.batch_size / seconds}
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self)}
+
+
+@dataclass(frozen=True)
+class Images(Setting):
+    """A call answers some rows that are all of one size, and have no length."""
+
+    metric: ClassVar[str] = "latency"
+    batch_size: int
+    threads: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.batch_size, 0
 
     def rate(self, seconds: float) -> dict[str, float]:
         return {"throughput": self.batch_size / seconds}
@@ -236,5 +255,7 @@ def _setting(value: Mapping[str, Any] | Sequence[int]) -> Setting:
     """From `Setting.to_json`, or from the three numbers of a batch that were all there was to a setting before."""
     if not isinstance(value, Mapping):
         return Batch(*value)
-    kinds = {kind.metric: kind for kind in (Batch, Prefill, Decode)}
-    return kinds[value.get("phase", Batch.metric)](**{name: at for name, at in value.items() if name != "phase"})
+    if "phase" not in value:
+        return (Batch if "sequence_length" in value else Images)(**value)
+    kinds: dict[str, type[Setting]] = {kind.metric: kind for kind in (Prefill, Decode)}
+    return kinds[value["phase"]](**{name: at for name, at in value.items() if name != "phase"})

@@ -54,7 +54,7 @@ def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
     context.update(2, 3, "comparing with the parent")
     onnx_graph.save(graph, context.directory / runtime.MODEL)
     _warn({**codes, "": head} if head else codes, levels, context)
-    difference = _compare_exactly(graph, windows, exact, config.tolerance, context)
+    difference = _compare_exactly(graph, windows, exact, config.allowed, context)
     divergence = _divergence(context.directory, windows, parent)
     if not divergence <= config.max_divergence:
         raise StageError(
@@ -69,7 +69,7 @@ def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
         details={
             "opset": graph.opset_imports[""],
             "operators": onnx_graph.counts(graph),
-            "tolerance": config.tolerance,
+            "tolerance": config.allowed,
             # One digit: the rest says more about the processor than about the file.
             "max_difference": float(f"{difference:.0e}"),
             "divergence": float(f"{divergence:.0e}"),
@@ -152,7 +152,7 @@ def _compare_exactly(
     folder.mkdir(exist_ok=True)
     with onnx_graph.accuracy_level(graph, _ACCURACY["float32"]):
         onnx_graph.save(graph, folder / runtime.MODEL)
-    runner = runtime.open(folder, threads=1)
+    runner = _opened(folder)
     shutil.rmtree(folder)
     largest = 0.0
     for what, got, wanted in _answers(runner, windows, expected):
@@ -166,6 +166,12 @@ def _compare_exactly(
             )
         largest = max(largest, difference)
     return largest
+
+
+def _opened(folder: Path) -> runtime.OnnxRunner:
+    runner = runtime.open(folder, threads=1)
+    assert isinstance(runner, runtime.OnnxRunner)
+    return runner
 
 
 def _answers(runner: runtime.OnnxRunner, windows: list[NDArray[np.int64]], expected: list[NDArray[np.float32]]) -> Any:
@@ -200,7 +206,7 @@ def _divergence(directory: Path, windows: list[NDArray[np.int64]], expected: lis
     import numpy as np
     from scipy.special import log_softmax
 
-    runner = runtime.open(directory, threads=1)
+    runner = _opened(directory)
     ours, theirs = log_softmax(_alone(runner, windows[0]), axis=-1), log_softmax(expected[0], axis=-1)
     return max(0.0, float((np.exp(theirs) * (theirs - ours)).sum(axis=-1).mean()))
 

@@ -6,11 +6,11 @@ from this model, or from the graph: nothing is rounded again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from optimize.errors import StageError
 from optimize.export import nbits
+from optimize.quantize.checkpoint import empty_model
 from optimize.quiet import quiet
 from optimize.tasks.pretrained import read_config
 
@@ -43,22 +43,7 @@ def load(artifact: Artifact, context: Context, block: int) -> tuple[Any, Codes]:
         raise StageError(
             f"weights quantised by {method!r} can't be exported", hint=f"known are {', '.join(sorted(readers))}"
         )
-    return readers[method](artifact.path, _skeleton(artifact, config), block)
-
-
-def _skeleton(artifact: Artifact, config: Mapping[str, Any]) -> Any:
-    """The model without weights and without its quantisation."""
-    import torch
-    from transformers import AutoConfig
-
-    from optimize.runtimes.transformers import model_class
-
-    cls, trusted = model_class(str(config["architectures"][0]), config, artifact.trust_remote_code)
-    settings = AutoConfig.from_pretrained(artifact.path, local_files_only=True, **trusted)
-    del settings.quantization_config
-    settings.dtype = torch.float32
-    with quiet(), torch.device("meta"):
-        return cls.from_config(settings, **trusted) if trusted else cls(settings)
+    return readers[method](artifact.path, empty_model(artifact, config), block)
 
 
 def _filled(skeleton: Any, state: dict[str, Tensor]) -> Any:

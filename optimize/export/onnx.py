@@ -5,10 +5,15 @@
         opset: 20
         tolerance: 1e-4
 
-The batch and the length stay free. The file is opened in ONNX Runtime and answers real validation rows of several
-lengths and batch sizes; where it differs from the parent by more than `tolerance`, the stage fails. Nodes are named
-after the PyTorch modules that they came from (`bert.encoder.layer.0.attention.self.query/MatMul`), which is what the
-`ignore` globs of later stages match.
+The batch and the length stay free, unless `batch_size` and `sequence_length` fix them: some accelerators want that, and
+our runtime then pads smaller inputs and splits larger ones. The file is opened in ONNX Runtime and answers real
+validation rows of several lengths and batch sizes; where it differs from the parent by more than `tolerance`, the stage
+fails. Nodes are named after the PyTorch modules that they came from
+(`bert.encoder.layer.0.attention.self.query/MatMul`), which is what the `ignore` globs of later stages match.
+
+What the head does not read is not computed: of a classifier's last layer the first token alone (`early_pooling.py`).
+
+Models with an encoder and a decoder become two graphs (`encoder_decoder.py`).
 
 Causal language models take a way of their own (`decoder.py`), with a key/value cache and ONNX Runtime's operators, and
 keep the codes of a GPTQ or bitsandbytes checkpoint:
@@ -22,26 +27,29 @@ keep the codes of a GPTQ or bitsandbytes checkpoint:
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from optimize import runtimes
 from optimize.artifact import Artifact
 from optimize.config import Block
 from optimize.context import Context
 from optimize.errors import StageError
 from optimize.export import onnx_graph
+from optimize.export.early_pooling import pool_early
+from optimize.export.failures import failed
+from optimize.export.onnx_module import export_module
+from optimize.export.parity import Check
 from optimize.quiet import quiet
+from optimize.runtimes import pytorch
 from optimize.runtimes.onnx import MODEL
 from optimize.tasks import Inputs
 
 if TYPE_CHECKING:
     import onnx_ir
 
-VERSION = 1
-
-_CHECKED_ROWS = 33
+VERSION = 2
 
 
 class Config(Block):
@@ -49,12 +57,19 @@ class Config(Block):
 
     opset: int | None = Field(None, ge=18)
     """Version of the standard operators; the default is the newest that the exporter writes."""
+    batch_size: int | None = Field(None, ge=1)
+    """Of an encoder: rows of a call, no more and no fewer; None leaves it free."""
+    sequence_length: int | None = Field(None, ge=1)
+    """Of an encoder: tokens of a row, no more and no fewer; None leaves it free."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Of an encoder: of weights and arithmetic. `float16` is for GPUs; on a CPU, ONNX Runtime converts all along."""
     fusions: Literal["none", "cpu", "cuda"] = "none"
     """Of an encoder: fuse nodes into ONNX Runtime's own operators for this device ahead of time; other runtimes can't
     read the file then. ONNX Runtime also fuses by itself when it loads a file: on MiniLM, `cpu` made it slower."""
-    tolerance: float = Field(1e-4, gt=0)
-    """The largest absolute difference from the parent's outputs on real rows; more is an error. Of a language model it
-    is a share of the largest logit, and holds for the graph with activations in float32."""
+    tolerance: float | None = Field(None, gt=0)
+    """The largest absolute difference from the parent's outputs on real rows; more is an error. The default is 1e-4,
+    and 0.02 with `dtype: float16`. Of a language model it is a share of the largest logit, and holds for the graph with
+    activations in float32."""
     lm_head: Literal["none", "int8", "int4"] = "none"
     """Of a language model: round the layer that gives the logits, and with it an embedding that is the same matrix, to
     codes in blocks of `block_size`. On small models they are most of the bytes."""
@@ -75,54 +90,56 @@ class Config(Block):
     """Of a language model: how far the next tokens may be from the parent's on a real window, by rounding activations
     and the head (mean Kullback-Leibler divergence, in nats); more is an error."""
 
+    @property
+    def allowed(self) -> float:
+        """`tolerance`, or its default."""
+        return self.tolerance or (0.02 if self.dtype == "float16" else 1e-4)
+
 
 def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
     """Export and compare. Raises `StageError` where the model can't be exported or answers differently."""
     if context.task.generates:
-        from optimize.export import decoder
+        from optimize.export import decoder, encoder_decoder
 
-        return decoder.run(artifact, config, context)
+        if config.batch_size or config.sequence_length or config.dtype != "float32":
+            raise StageError("batch_size, sequence_length, dtype: a language model's graph takes any size, in float32")
+        export = encoder_decoder.run if context.task.encodes else decoder.run
+        return export(artifact, config, context)
+    if config.sequence_length and "max_length" in artifact.task:
+        shorter = min(config.sequence_length, artifact.task["max_length"])
+        artifact = replace(artifact, task={**artifact.task, "max_length": shorter})
     task, spec, trust = context.task, artifact.task, artifact.trust_remote_code
-    if not context.data.num_rows.get("validation"):
-        raise StageError("nothing to check the export with", hint="give `data.splits.validation` a share of the rows")
     with quiet():
         preprocessor = task.preprocessor(artifact.path, trust_remote_code=trust)
         preprocessor.save_pretrained(context.directory)  # before use, which leaves its truncation in what is saved
-        features = task.encode(preprocessor, context.data.rows("validation"), spec)
-        checks = [
-            (rows, task.collate(preprocessor, [features[row] for row in rows]))
-            for rows in _batches_to_check([max(map(len, row.values())) for row in features])
-        ]
+        check = Check(artifact, context, preprocessor)
         model = task.load_model(artifact.path, spec, trust_remote_code=trust)
-        model.config._name_or_path = ""
-        model.config.save_pretrained(context.directory)
         context.update(0, 2, "tracing")
-        graph = _export(model, checks[-1][1], config)
+        _, sample = check.batches[-1]
+        if config.dtype == "float16":
+            if any(array.dtype.kind == "f" for array in sample.values()):
+                raise StageError("dtype: float16 is for models that take token ids; pixels stay in float32")
+            model.half()
+        if artifact.format == "pytorch":
+            pytorch.write_config(context.directory, pytorch.described(artifact.path, spec))
+            graph = export_module(model, sample, config.opset)
+        else:
+            model.config._name_or_path = ""
+            model.config.save_pretrained(context.directory)
+            graph = _export(model, sample, config)
+    pool_early(graph)
     onnx_graph.make_reproducible(graph)
+    onnx_graph.fix(graph, config.batch_size, config.sequence_length)
     onnx_graph.save(graph, context.directory / MODEL)
     context.update(1, 2, "comparing with the parent")
-    difference = _compare(artifact, checks, config.tolerance, context)
+    hint = "try fusions: none or another opset; raise `tolerance` only if such a difference is harmless"
     return Artifact.from_directory(
         context.directory,
         format="onnx",
         task=spec,
-        details={
-            "opset": graph.opset_imports[""],
-            "tolerance": config.tolerance,
-            # One digit: the rest says more about the processor than about the file.
-            "max_difference": float(f"{difference:.0e}"),
-            "checked_batches": [len(rows) for rows, _ in checks],
-        },
+        details={"opset": graph.opset_imports[""], **check.compare("onnx", config.allowed, hint)},
         trust_remote_code=trust,
     )
-
-
-def _batches_to_check(lengths: list[int]) -> list[list[int]]:
-    """Row numbers: the shortest and the longest alone, then an odd and a full batch of rows of all lengths."""
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    wanted = min(_CHECKED_ROWS, len(order))
-    spread = [order[i * (len(order) - 1) // max(1, wanted - 1)] for i in range(wanted)]
-    return [spread[:1], spread[-1:], spread[:: max(1, wanted // 7)][:7], spread]
 
 
 def _export(model: Any, sample: Inputs, config: Config) -> onnx_ir.Model:
@@ -138,45 +155,19 @@ def _export(model: Any, sample: Inputs, config: Config) -> onnx_ir.Model:
     takes = inspect.signature(model.forward).parameters
     inputs = {name: torch.from_numpy(array) for name, array in sample.items() if name in takes}
     if len(next(iter(inputs.values()))) == 1:  # tracing would take it for a fixed size
-        inputs = {name: tensor.repeat(2, 1) for name, tensor in inputs.items()}
+        inputs = {name: tensor.repeat_interleave(2, 0) for name, tensor in inputs.items()}
     # transformers before 5.23 (the last for Python 3.10) knows no fusions and gives torch's own `ONNXProgram`.
     fusions: dict[str, Any] = {} if config.fusions == "none" else {"ort_fusions": config.fusions}
     try:
-        settings = OnnxConfig(dynamic=True, opset_version=config.opset, **fusions)
+        # Pixels are as many as the image processor makes them.
+        shapes = {
+            name: dict.fromkeys(range(1 if tensor.is_floating_point() else tensor.ndim), torch.export.Dim.AUTO)
+            for name, tensor in inputs.items()
+        }
+        settings = OnnxConfig(dynamic=True, dynamic_shapes=shapes, opset_version=config.opset, **fusions)
         exporter: Any = OnnxExporter()  # type: ignore[no-untyped-call]
         exported = exporter.export(model, inputs, config=settings)
         graph: onnx_ir.Model = exported.program if hasattr(exported, "program") else exported.model
     except Exception as error:  # the exporter raises whatever torch does
-        reason = str(error).strip().partition("\n")[0]
-        raise StageError(
-            f"the model can't be exported: {type(error).__name__}: {reason}", hint="try another opset, or fusions: none"
-        ) from error
+        raise failed(error, model, "try another opset, or fusions: none") from error
     return graph
-
-
-def _compare(parent: Artifact, checks: list[tuple[list[int], Inputs]], tolerance: float, context: Context) -> float:
-    """The largest absolute difference of the answers. Raises `StageError` where it is past the tolerance."""
-    import numpy as np
-
-    ours = runtimes.get("onnx").open(context.directory, threads=1)
-    theirs = runtimes.open_artifact(parent, threads=1)
-    largest = 0.0
-    for rows, inputs in checks:
-        got = context.task.read_outputs(ours.run(inputs), inputs)
-        expected = context.task.read_outputs(theirs.run(inputs), inputs)
-        differences = np.abs(got - expected).reshape(len(rows), -1).max(axis=1)
-        # A comparison that NaN fails, too.
-        wrong = [row for row, difference in zip(rows, differences, strict=True) if not difference <= tolerance]
-        if wrong:
-            raise StageError(
-                f"the ONNX file answers differently from its parent: by {differences.max():.2g} "
-                f"(tolerance {tolerance:g}) on validation row{'s' if len(wrong) > 1 else ''} {_listed(wrong)}, "
-                f"in a batch of {len(rows)}",
-                hint="try fusions: none or another opset; raise `tolerance` only if such a difference is harmless",
-            )
-        largest = max(largest, float(differences.max()))
-    return largest
-
-
-def _listed(rows: list[int]) -> str:
-    return ", ".join(str(row + 1) for row in rows[:5]) + (f" and {len(rows) - 5} more" if len(rows) > 5 else "")

@@ -51,6 +51,18 @@ def name_axes(value: onnx_ir.Value, *names: str) -> None:
                 value.shape[axis] = name
 
 
+def fix(model: onnx_ir.Model, batch: int | None, length: int | None) -> None:
+    """Let the inputs take these sizes and no others; None leaves an axis free.
+
+    Outputs keep the names of their axes: so whoever pads the inputs knows what to cut off.
+    """
+    for value in model.graph.inputs:
+        sizes = {"batch": batch, "length": length}
+        for axis, size in enumerate(value.shape or ()):
+            if not isinstance(size, int) and (fixed := sizes.get(str(size.value))):
+                value.shape[axis] = fixed  # type: ignore[index]
+
+
 def _module(node: onnx_ir.Node) -> str:
     """The PyTorch module a node came from (its exporter notes the scopes, outermost first and the operation last)."""
     import ast

@@ -52,7 +52,7 @@ def evaluate(
     from optimize.quiet import quiet
 
     opened = model if isinstance(model, Model) else load(model, work=work, threads=threads)
-    if not opened.task.generates:
+    if not opened.task.generates or opened.task.encodes:
         raise EvaluationError(f"{opened.name} is a model for {opened.task.name}: the harness asks language models")
     with quiet():
         # lm-eval's own tasks are ten thousand files to read: not where the folder has all that is asked for.

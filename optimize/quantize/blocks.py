@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from optimize.artifact import Artifact
     from optimize.quantize.lazy_weights import Stored
     from optimize.tasks import Inputs
 
@@ -80,36 +79,21 @@ def shared_inputs(modules: Mapping[str, nn.Module], forward: Callable[[], object
     return list(groups.values())
 
 
-def empty_model(artifact: Artifact, settings: Mapping[str, Any], dtype: torch.dtype) -> Any:
-    """The artifact's model with its parameters on the meta device, and what it computes itself (as for rotary) real.
-
-    `settings` is its `config.json`. Raises `EvaluationError` where transformers has no such model.
-    """
-    import torch
-    from accelerate import init_empty_weights
-    from transformers import AutoConfig
-
-    from optimize.runtimes.transformers import model_class
-
-    cls, trusted = model_class(
-        str((settings.get("architectures") or ["none"])[0]), settings, artifact.trust_remote_code
-    )
-    with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
-        configuration = AutoConfig.from_pretrained(artifact.path, local_files_only=True, **trusted)
-        build = cls.from_config if trusted else cls._from_config
-        model = build(configuration, dtype=dtype, **trusted)
-    model.tie_weights()  # building it lazily made two of each pair
-    return model.eval()
-
-
 class Blocks:
     """The blocks of a model of transformers, and behind them its `head` where that is to be one more.
 
     With `tensors`, the model's parameters lie on the meta device and are read as they are needed; without, the model is
-    whole and stays so.
+    whole and stays so. `compute_dtype` is what layers multiply in; what they are added to keeps the model's own type.
     """
 
-    def __init__(self, model: Any, tensors: Mapping[str, Stored] | None, *, head: str | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tensors: Mapping[str, Stored] | None,
+        *,
+        head: str | None = None,
+        compute_dtype: torch.dtype | None = None,
+    ) -> None:
         import inspect
 
         self.model = model
@@ -119,6 +103,7 @@ class Blocks:
         self.gives_tuple: bool | None = None
         """Whether a block answers with a tuple; known once the first has run."""
         self._tensors = tensors
+        self._compute_dtype = compute_dtype
         self._takes = inspect.signature(model.forward).parameters
         self._pass = _Pass()
         names = {module: name for name, module in model.named_modules()}
@@ -187,12 +172,20 @@ class Blocks:
         given = {name: torch.from_numpy(array).to(self.device) for name, array in inputs.items() if name in self._takes}
         self._pass.stop, self._pass.hidden, self._pass.reached = stop, hidden, []
         try:
-            with torch.no_grad():
+            with torch.no_grad(), self._multiplying():
                 self.model(**given)
         except _Ended as ended:
             if self._pass.reached == list(range(max(stop, 0) + 1)):
                 return ended.result  # type: ignore[no-any-return]
         raise StageError(f"{type(self.model).__name__} does not run through {self.prefix} in order", hint=_HINT)
+
+    def _multiplying(self) -> contextlib.AbstractContextManager[Any]:
+        import torch
+
+        dtype = self._compute_dtype
+        if dtype in (None, self.model.dtype):
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=dtype, cache_enabled=False)  # weights change between calls
 
     def _in_turn(self, position: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """A block's forward: a pass goes over the blocks before its own, through its own, and no further."""

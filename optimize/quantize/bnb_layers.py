@@ -49,7 +49,7 @@ def run(
         raise StageError("no CUDA device", hint="set device: cpu")
     load_library("bitsandbytes", extra="bitsandbytes")
     config = checkpoint.float_config(artifact)
-    model = checkpoint.skeleton(artifact, config)
+    model = checkpoint.empty_model(artifact, config)
     chosen, kept = _choose(model, ignore, lm_head, unfit)
     names = _names(artifact, model)
     errors: dict[str, float] = {}

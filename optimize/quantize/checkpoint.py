@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -35,17 +34,29 @@ def float_config(artifact: Artifact) -> dict[str, Any]:
     return config
 
 
-def skeleton(artifact: Artifact, config: Mapping[str, Any]) -> Any:
-    """The model without weights (on the meta device): which modules there are, and of what kind."""
+def empty_model(artifact: Artifact, settings: Mapping[str, Any]) -> Any:
+    """The artifact's model in float32, whatever its weights are in, with its parameters on the meta device; what it
+    computes itself (as for rotary) is real.
+
+    `settings` is its `config.json`. Raises `EvaluationError` where transformers has no such model.
+    """
     import torch
+    from accelerate import init_empty_weights
     from transformers import AutoConfig
 
     from optimize.runtimes.transformers import model_class
 
-    cls, trusted = model_class(str((config.get("architectures") or ["none"])[0]), config, artifact.trust_remote_code)
-    with quiet(), torch.device("meta"):
-        settings = AutoConfig.from_pretrained(artifact.path, local_files_only=True, **trusted)
-        return cls.from_config(settings, **trusted) if trusted else cls(settings)
+    cls, trusted = model_class(
+        str((settings.get("architectures") or ["none"])[0]), settings, artifact.trust_remote_code
+    )
+    with quiet(), torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
+        configuration = AutoConfig.from_pretrained(artifact.path, local_files_only=True, **trusted)
+        if hasattr(configuration, "quantization_config"):
+            del configuration.quantization_config
+        build = cls.from_config if trusted else cls._from_config
+        model = build(configuration, dtype=torch.float32, **trusted)
+    model.tie_weights()  # building it lazily made two of each pair
+    return model.eval()
 
 
 def rewrite(artifact: Artifact, config: Mapping[str, Any], context: Context, convert: Convert) -> None:
@@ -72,10 +83,11 @@ def rewrite(artifact: Artifact, config: Mapping[str, Any], context: Context, con
 
 def copy_others(artifact: Artifact, directory: Path) -> None:
     """Everything but the weights and `config.json`: the tokenizer, generation settings, ..."""
-    for name in artifact.files:
-        if name not in (CONFIG, INDEX) and not ("/" not in name and name.endswith(".safetensors")):
-            (directory / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(artifact.path / name, directory / name)
+
+    def other(name: str) -> bool:
+        return name not in (CONFIG, INDEX) and not ("/" not in name and name.endswith(".safetensors"))
+
+    artifact.copy_files(directory, other)
 
 
 def linear_layers(model: Any) -> dict[str, Any]:

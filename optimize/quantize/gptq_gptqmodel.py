@@ -77,7 +77,7 @@ def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
             torch.from_numpy(batch["input_ids"]), torch.from_numpy(batch["attention_mask"]), strict=True
         )
     ]
-    kept = checkpoint.matching(checkpoint.linear_layers(checkpoint.skeleton(artifact, settings)), config.ignore)
+    kept = checkpoint.matching(checkpoint.linear_layers(checkpoint.empty_model(artifact, settings)), config.ignore)
     library = load_library("gptqmodel", extra="gptq")
     # Left to itself it writes below the current folder.
     import_module("gptqmodel.looper.loop_processor")._PROJECT_LOG_DIR = context.logs  # type: ignore[attr-defined]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from optimize.errors import StageError
 from optimize.runtimes import onnx
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
+    from onnx import ModelProto, NodeProto
 
     from optimize.context import Context
 
@@ -29,12 +28,25 @@ def load(path: Path) -> ModelProto:
 
 def finished(model: ModelProto, artifact: Artifact, context: Context, details: Mapping[str, Any]) -> Artifact:
     """The quantised graph in place of `artifact`'s, with its other files. Raises where ONNX Runtime can't open it."""
-    _save(model, context.directory / onnx.MODEL)
-    _copy_others(artifact, context.directory)
+    return finished_all({onnx.MODEL: model}, artifact, context, details)
+
+
+def finished_all(
+    models: Mapping[str, ModelProto], artifact: Artifact, context: Context, details: Mapping[str, Any]
+) -> Artifact:
+    """`finished` for an artifact of several graphs, by the names of their files."""
+    for name, model in models.items():
+        _save(model, context.directory / name)
+    artifact.copy_files(context.directory, lambda name: not any(f"{name}.".startswith(f"{graph}.") for graph in models))
     onnx.open(context.directory, threads=1)
+    return described(artifact, context, details)
+
+
+def described(artifact: Artifact, context: Context, details: Mapping[str, Any]) -> Artifact:
+    """What was made of `artifact`, in the same format; warns where it is no smaller."""
     result = Artifact.from_directory(
         context.directory,
-        format="onnx",
+        format=artifact.format,
         task=artifact.task,
         details=details,
         trust_remote_code=artifact.trust_remote_code,
@@ -52,25 +64,12 @@ def _save(model: ModelProto, path: Path) -> None:
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def _copy_others(artifact: Artifact, directory: Path) -> None:
-    """Everything but the graph and its weights."""
-    for name in artifact.files:
-        if name != onnx.MODEL and not name.startswith(f"{onnx.MODEL}."):
-            (directory / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(artifact.path / name, directory / name)
-
-
 def matching(model: ModelProto, operators: Iterable[str], ignore: tuple[str, ...]) -> list[str]:
     """Names of the nodes that a glob matches, or one of whose weights it matches.
 
     Raises `StageError` where a glob matches none of the `operators`.
     """
-    constants = {tensor.name for tensor in model.graph.initializer}
-    names = {
-        node.name: [node.name, *(value for value in node.input if value in constants)]
-        for node in model.graph.node
-        if node.op_type in operators
-    }
+    names = {node.name: [node.name, *weights] for node, weights in _constants(model, operators)}
     kept = []
     for glob in ignore:
         matched = [node for node, known in names.items() if any(fnmatchcase(name, glob) for name in known)]
@@ -81,3 +80,17 @@ def matching(model: ModelProto, operators: Iterable[str], ignore: tuple[str, ...
             )
         kept += matched
     return sorted(set(kept))
+
+
+def weighted(model: ModelProto, operators: Iterable[str]) -> list[str]:
+    """Names of the nodes that read a constant matrix in float."""
+    matrices = {tensor.name for tensor in model.graph.initializer if tensor.data_type == 1 and len(tensor.dims) > 1}
+    return [node.name for node, constants in _constants(model, operators) if matrices & set(constants)]
+
+
+def _constants(model: ModelProto, operators: Iterable[str]) -> Iterator[tuple[NodeProto, list[str]]]:
+    """Nodes and the constants that they read."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type in operators:
+            yield node, [name for name in node.input if name in constants]

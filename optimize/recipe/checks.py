@@ -5,6 +5,7 @@ A check that lacks what it needs (the task is unknown, a stage is broken) stays 
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -21,7 +22,7 @@ from optimize.recipe import SOURCE, Evaluate, Gate, Model, Name, Promote, Recipe
 from optimize.recipe.blocks import did_you_mean, read_block
 from optimize.recipe.latency import Latency
 from optimize.recipe.limits import MEASURED, RELATIVE, USER_METRIC, limit_fault, measure_fault, measured_of
-from optimize.recipe.stages import MAX_STAGES, read_stages
+from optimize.recipe.stages import MAX_STAGES, installed, read_stages
 from optimize.recipe.text import Text, Trail
 
 MAX_GATES = 100
@@ -102,7 +103,8 @@ def _read_version_1(text: Text, top: dict[str, Any], file: Path | None, base: Pa
     parts = _Parts(text, top, base)
     for step in (
         *(_read_model, _read_data, _read_chain, _read_evaluate, _read_gates, _read_promote),
-        *(_check_sources, _check_baseline, _check_latency, _check_metrics, _check_gates, _check_promote),
+        *(_check_model, _check_sources, _check_tasks, _check_baseline, _check_latency),
+        *(_check_metrics, _check_gates, _check_promote),
     ):
         step(parts)
     if text.diagnostics or not (document and parts.model and parts.data and parts.stages):
@@ -170,7 +172,8 @@ def _read_data(parts: _Parts) -> None:
 def _read_chain(parts: _Parts) -> None:
     baseline = parts.top.get("baseline")
     parts.baseline = baseline if isinstance(baseline, str) else SOURCE
-    parts.stages, names = read_stages(parts.text, parts.top.get("stages"))
+    format = "transformers" if _get(parts.top, "model", "module") is None else "pytorch"
+    parts.stages, names = read_stages(parts.text, parts.top.get("stages"), format)
     parts.names = None if names is None else (SOURCE, *names)
     if parts.stages:
         parts.leaves = tuple(leaf.name for leaf in leaves_of(parts.stages, parts.baseline))
@@ -201,13 +204,36 @@ def _read_promote(parts: _Parts) -> None:
         parts.promote = read_block(parts.text, Promote, block, ("promote",))
 
 
+def _check_model(parts: _Parts) -> None:
+    """That the task is ready to be done, and can be by a module of the user's own where that is the model."""
+    task, module = parts.task, parts.model.module if parts.model else None
+    if parts.model and module is None and parts.model.source is None:
+        parts.text.report(("model",), "the key `source` is missing", key=True)
+    if task is None:
+        return
+    if missing := [name for name in task.libraries if not installed(name)]:
+        message = f"`{task.name}` needs {' and '.join(missing)}, not installed here"
+        parts.text.report(("model", "task"), message, f'pip install "optimize-workbench[{task.extra}]"')
+    if module is None:
+        return
+    if not task.plain_modules:
+        known = [name for name in tasks.TASKS if tasks.get(name).plain_modules]
+        message = f"a module of your own is no model for {task.name}"
+        parts.text.report(("model", "module"), message, f"it can do {', '.join(known)}")
+    package = module.partition(":")[0].partition(".")[0]
+    if importlib.util.find_spec(package) is None:
+        hint = "install it, or name its folder in PYTHONPATH"
+        parts.text.report(("model", "module"), f"Python finds no `{package}` to import", hint)
+
+
 def _check_sources(parts: _Parts) -> None:
     """Files that are there, wheels and hub ids that can be ones."""
     from optimize.source import check as check_source
 
     data = _get(parts.top, "data", "source")
-    places: list[tuple[Literal["model", "data"], Trail, Any, Any]] = [
-        ("model", ("model", "source"), _get(parts.top, "model", "source"), _get(parts.top, "model", "revision")),
+    model: Literal["model", "weights"] = "model" if _get(parts.top, "model", "module") is None else "weights"
+    places: list[tuple[Literal["model", "weights", "data"], Trail, Any, Any]] = [
+        (model, ("model", "source"), _get(parts.top, "model", "source"), _get(parts.top, "model", "revision")),
         ("data", ("data", "source"), data, _get(parts.top, "data", "revision")),
     ]
     splits = _get(parts.top, "data", "splits")
@@ -227,6 +253,18 @@ def _get(top: Mapping[str, Any], block: str, key: str) -> Any:
     return found.get(key) if isinstance(found, dict) else None
 
 
+def _check_tasks(parts: _Parts) -> None:
+    """Stages that do nothing for models of this task."""
+    for stage in parts.stages or ():
+        if parts.task is None:
+            continue
+        mode = getattr(stage.config, "mode", None)
+        refused = stage.entry.refuses
+        if reason := refused.get(parts.task.name) or refused.get(f"{parts.task.name} {mode}"):
+            message = f"`{stage.verb}: {stage.method}` takes no model for {parts.task.name}: {reason}"
+            parts.text.report(("stages", stage.index, stage.verb), message, key=True)
+
+
 def _check_baseline(parts: _Parts) -> None:
     _check_stage_name(parts, parts.baseline, ("baseline",))
 
@@ -239,19 +277,25 @@ def _check_stage_name(parts: _Parts, name: str, trail: Trail) -> bool:
 
 
 def _check_latency(parts: _Parts) -> None:
-    """A language model is timed by `prefill` and `decode`, any other by `batch_sizes` and `sequence_length`."""
+    """A language model is timed by `prefill` and `decode`, any other by `batch_sizes` and, but for images,
+    `sequence_length`.
+    """
     latency = _get(parts.top, "evaluate", "latency")
     if parts.task is None or not isinstance(latency, dict):
         return
-    known = " and ".join(f"`{key}`" for key in Latency.settings_of(parts.task.generates))
+    known = " and ".join(f"`{key}`" for key in Latency.settings_of(parts.task))
     for key in latency:
-        if key in Latency.settings_of(not parts.task.generates):
+        if key in Latency.senseless(parts.task):
             message = f"`{key}` does not apply to {parts.task.name}"
             parts.text.report(("evaluate", "latency", key), message, f"its speed is measured at {known}", key=True)
 
 
 def _check_metrics(parts: _Parts) -> None:
     metrics = _get(parts.top, "evaluate", "metrics")
+    if not metrics and parts.task and parts.data:
+        for metric in parts.task.default_metrics:
+            if fault := parts.task.metric_fault(metric, parts.data):
+                parts.text.report(("evaluate",), *fault)
     for index, metric in enumerate(metrics[:MAX_GATES] if isinstance(metrics, list) else ()):
         trail = ("evaluate", "metrics", index)
         if metric in MEASURED:
@@ -263,6 +307,9 @@ def _check_metrics(parts: _Parts) -> None:
 def _check_metric(parts: _Parts, metric: str, trail: Trail) -> bool:
     """Whether the metric will be measured. A task's metric that only a gate names is added to those asked for."""
     if fault := measure_fault(metric, parts.task, parts.evaluate):
+        parts.text.report(trail, *fault)
+        return False
+    if parts.task and parts.data and (fault := parts.task.metric_fault(metric, parts.data)):
         parts.text.report(trail, *fault)
         return False
     if parts.task is None or metric in MEASURED or metric in parts.task.metrics or USER_METRIC.fullmatch(metric):

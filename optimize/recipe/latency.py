@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from optimize.config import Block
+
+if TYPE_CHECKING:
+    from optimize.tasks import Task
 
 
 class Decode(Block):
@@ -24,7 +27,7 @@ class Latency(Block):
     batch_sizes: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 8)
     """Rows a call. Not for a language model."""
     sequence_length: int = Field(default=128, ge=1)
-    """Tokens a row; every row has exactly so many. Not for a language model."""
+    """Tokens a row; every row has exactly so many. Not for a language model, nor for images."""
     prefill: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (128,)
     """Of a language model: tokens of the prompts whose time to first token is measured."""
     decode: Decode | None = Decode()
@@ -39,10 +42,17 @@ class Latency(Block):
     """The most time that all rounds may take."""
 
     @staticmethod
-    def settings_of(generates: bool) -> tuple[str, str]:
-        """The keys that say what is called, for a task that generates or for one that doesn't."""
-        return ("prefill", "decode") if generates else ("batch_sizes", "sequence_length")
+    def settings_of(task: Task) -> tuple[str, ...]:
+        """The keys that say what is called."""
+        if task.generates:
+            return "prefill", "decode"
+        return ("batch_sizes", "sequence_length") if task.has_length else ("batch_sizes",)
 
-    def of(self, generates: bool) -> dict[str, Any]:
-        """As JSON, less the keys that say nothing of such a task."""
-        return self.model_dump(mode="json", exclude={*self.settings_of(not generates)})
+    @classmethod
+    def senseless(cls, task: Task) -> set[str]:
+        """The keys that say nothing of such a task."""
+        return {"prefill", "decode", "batch_sizes", "sequence_length"} - {*cls.settings_of(task)}
+
+    def of(self, task: Task) -> dict[str, Any]:
+        """As JSON, less the keys that say nothing of it."""
+        return self.model_dump(mode="json", exclude=self.senseless(task))

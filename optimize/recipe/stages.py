@@ -15,7 +15,6 @@ from optimize.recipe.text import Text, Trail
 
 COMMON = ("name", "from", "backend")
 """Keys that every stage may have besides its verb and its method's own."""
-SOURCE_FORMAT = "transformers"
 MAX_STAGES = 100
 
 
@@ -24,6 +23,8 @@ class _Draft:
     """A stage as far as it could be understood."""
 
     index: int
+    source: str
+    """The format of the source model."""
     verb: str = ""
     method: str = ""
     name: str = ""
@@ -43,14 +44,17 @@ class _Draft:
         return formats.pop() if len(formats) == 1 else None
 
 
-def read_stages(text: Text, blocks: Any) -> tuple[tuple[Stage, ...] | None, tuple[str, ...] | None]:
-    """The stages (None where one of them has a mistake), and the names that other blocks may use (None: not known)."""
+def read_stages(text: Text, blocks: Any, source: str) -> tuple[tuple[Stage, ...] | None, tuple[str, ...] | None]:
+    """The stages (None where one of them has a mistake), and the names that other blocks may use (None: not known).
+
+    `source` is the format of the source model.
+    """
     if not isinstance(blocks, list):
         return None, None
     before = len(text.diagnostics)
     drafts: list[_Draft] = []
     for index, block in enumerate(blocks[:MAX_STAGES]):
-        draft = _Draft(index)
+        draft = _Draft(index, source)
         if not isinstance(block, dict):
             text.report(draft.trail, f"a stage is a mapping such as `export: onnx`, got {show(block)}")
         else:
@@ -59,6 +63,7 @@ def read_stages(text: Text, blocks: Any) -> tuple[tuple[Stage, ...] | None, tupl
             _read_parent(text, draft, block, drafts)
             _choose_entry(text, draft, block, drafts)
             _read_config(text, draft, block)
+            _check_settings(text, draft, drafts)
             _check_reads(text, draft, drafts)
             _check_libraries(text, draft)
         drafts.append(draft)
@@ -177,7 +182,7 @@ def _choose_entry(text: Text, draft: _Draft, block: dict[str, Any], earlier: lis
             message = f"`{draft.verb}: {draft.method}` has no back end {show(backend)}"
             text.report((*draft.trail, "backend"), message, hint)
             serving = draft.candidates
-    given = _format_of(draft.parent, earlier)
+    given = _format_of(draft, earlier)
     fitting = tuple(entry for entry in serving if given in entry.takes) if given else serving
     if not fitting:
         _report_order(text, draft, serving, str(given), earlier)
@@ -192,10 +197,11 @@ def _choose_entry(text: Text, draft: _Draft, block: dict[str, Any], earlier: lis
         text.report((*draft.trail, draft.verb), "several back ends could do this", f"choose one: {backends}")
 
 
-def _format_of(parent: str | None, earlier: list[_Draft]) -> str | None:
-    if parent == SOURCE:
-        return SOURCE_FORMAT
-    return next((draft.gives for draft in earlier if draft.name == parent), None)
+def _format_of(draft: _Draft, earlier: list[_Draft]) -> str | None:
+    """Of what a stage builds on."""
+    if draft.parent == SOURCE:
+        return draft.source
+    return next((other.gives for other in earlier if other.name == draft.parent), None)
 
 
 def _report_order(
@@ -205,7 +211,7 @@ def _report_order(
     giver = "the source model is" if draft.parent == SOURCE else f"stage `{draft.parent}` gives"
     bridges = [entry for entry in registry.entries() if given in entry.takes and entry.gives in wanted]
     bridge = min(bridges, key=lambda entry: entry.verb != "export", default=None)
-    source = [SOURCE] if SOURCE_FORMAT in wanted else []
+    source = [SOURCE] if draft.source in wanted else []
     forks = [*source, *(other.name for other in earlier if other.gives in wanted and other.name)]
     hint = None
     if bridge:
@@ -230,6 +236,17 @@ def _read_config(text: Text, draft: _Draft, block: dict[str, Any]) -> None:
     draft.config = read_block(text, model, rest, draft.trail, also=common)
 
 
+def _check_settings(text: Text, draft: _Draft, earlier: list[_Draft]) -> None:
+    """Settings that only some formats allow, such as `method: script`."""
+    given = _format_of(draft, earlier)
+    if draft.entry is None or draft.config is None or given is None:
+        return
+    for setting, formats in draft.entry.only.items():
+        field, _, value = setting.partition(": ")
+        if str(getattr(draft.config, field)) == value and given not in formats:
+            text.report((*draft.trail, field), f"`{setting}` takes {' or '.join(formats)}, and not {given}")
+
+
 def _check_reads(text: Text, draft: _Draft, earlier: list[_Draft]) -> None:
     """Fields such as `teacher` name earlier stages."""
     if draft.entry is None or draft.config is None:
@@ -241,14 +258,15 @@ def _check_reads(text: Text, draft: _Draft, earlier: list[_Draft]) -> None:
 
 
 def _check_libraries(text: Text, draft: _Draft) -> None:
-    missing = [name for name in (draft.entry.needs if draft.entry else ()) if not _installed(name)]
+    missing = [name for name in (draft.entry.needs if draft.entry else ()) if not installed(name)]
     if missing:
         verb = "is" if len(missing) == 1 else "are"
         message = f"`{draft.verb}: {draft.method}` needs {' and '.join(missing)}, which {verb} not installed"
         text.report((*draft.trail, draft.verb), message, _pip(draft))
 
 
-def _installed(distribution: str) -> bool:
+def installed(distribution: str) -> bool:
+    """Whether a distribution is there, as far as its metadata says; nothing is imported."""
     try:
         metadata.distribution(distribution)
     except metadata.PackageNotFoundError:

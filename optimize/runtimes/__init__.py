@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from optimize.artifact import Artifact
+    from optimize.runtimes.seq2seq import ControlTokens
 
 
 class Decoder(Protocol):
@@ -30,6 +31,23 @@ class Decoder(Protocol):
         """Forget every token after the first `length`."""
 
 
+class Writer(Protocol):
+    """A batch of texts that a decoder writes, each from what an encoder has read: the rows go on token by token."""
+
+    tokens: ControlTokens
+    """Those that begin, end and pad a text."""
+    rows: int
+
+    def forward(self, input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Append a token to each row [rows]; the logits [rows, vocabulary] of the next one."""
+
+    def keep(self, rows: NDArray[np.int64]) -> None:
+        """Go on with these rows, in this order; one may be named several times, or not at all."""
+
+    def truncate(self, length: int) -> None:
+        """Forget every token written after the first `length`."""
+
+
 class Runner(Protocol):
     """An opened model, ready to answer."""
 
@@ -38,6 +56,9 @@ class Runner(Protocol):
 
     def decoder(self, max_length: int) -> Decoder:
         """An empty sequence of at most so many tokens. Raises `EvaluationError` where the model is no decoder."""
+
+    def writer(self, inputs: Mapping[str, NDArray[Any]]) -> Writer:
+        """The batch as its encoder reads it. Of models with an encoder and a decoder alone."""
 
 
 class Runtime(Protocol):
@@ -53,6 +74,10 @@ class Runtime(Protocol):
 RUNTIMES: dict[str, str] = {
     "transformers": "optimize.runtimes.transformers",
     "onnx": "optimize.runtimes.onnx",
+    "pytorch": "optimize.runtimes.pytorch",
+    "openvino": "optimize.runtimes.openvino",
+    "torchscript": "optimize.runtimes.torchscript",
+    "torch_export": "optimize.runtimes.torch_export",
 }
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimize.errors import EvaluationError
+from optimize.runtimes import fixed_shapes
+from optimize.runtimes.onnx_seq2seq import DECODER, ENCODER, OnnxSeq2SeqRunner
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,6 +33,11 @@ class OnnxRunner:
         self.caches = {value.name: value.shape for value in session.get_inputs() if value.name.startswith(_PAST)}
         self.takes = tuple(value.name for value in session.get_inputs() if value.name not in self.caches)
         self.gives = tuple(value.name for value in session.get_outputs() if not value.name.startswith(_PRESENT))
+        # Sizes that the graph insists on; those of pixels go without saying.
+        sizes = [value.shape for value in session.get_inputs() if value.name in self.takes]
+        self._batch = next((shape[0] for shape in sizes if shape and isinstance(shape[0], int)), None)
+        self._length = next((shape[1] for shape in sizes if len(shape) == 2 and isinstance(shape[1], int)), None)
+        self._long = {value.name for value in session.get_outputs() if value.shape[1:2] == ["length"]}
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Of a decoder, one forward from the beginning: its caches start empty, and are thrown away."""
@@ -39,8 +46,13 @@ class OnnxRunner:
         given = {name: inputs[name] for name in self.takes}
         if self.caches:
             given |= self._empty_caches(inputs["attention_mask"])
+        if self._batch or self._length:
+            return fixed_shapes.answer(given, self._batch, self._length, self._run, self._long)
+        return self._run(given)
+
+    def _run(self, given: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         try:
-            arrays = self.session.run(list(self.gives), given)
+            arrays = self.session.run(list(self.gives), dict(given))
         except Exception as error:  # ONNX Runtime has a class of its own for every status
             raise EvaluationError(f"the model can't take these inputs: {error}") from error
         return dict(zip(self.gives, map(_float32, arrays), strict=True))
@@ -121,15 +133,20 @@ def _float32(array: NDArray[Any]) -> NDArray[Any]:
     return array.astype("float32") if array.dtype.kind == "f" and array.dtype != "float32" else array
 
 
-def open(directory: Path, threads: int, *, trust_remote_code: bool = False) -> OnnxRunner:
-    """`model.onnx` of the folder. A graph has no code, so trust changes nothing.
+def open(directory: Path, threads: int, *, trust_remote_code: bool = False) -> OnnxRunner | OnnxSeq2SeqRunner:
+    """`model.onnx` of the folder, or `encoder.onnx` and `decoder.onnx`. A graph has no code, so trust changes nothing.
 
     A folder from outside has to pass `source.vetting.check_graph` first; it is not repeated here, since reading a graph
     twice would show in the time and memory that are measured.
     """
+    if (directory / DECODER).exists():
+        return OnnxSeq2SeqRunner(_load(directory / ENCODER, threads), _load(directory / DECODER, threads), directory)
+    return OnnxRunner(_load(directory / MODEL, threads))
+
+
+def _load(path: Path, threads: int) -> Any:
     import onnxruntime
 
-    path = directory / MODEL
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -138,17 +155,20 @@ def open(directory: Path, threads: int, *, trust_remote_code: bool = False) -> O
     # Else the file's own bytes decide how it is read.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise EvaluationError(f"ONNX Runtime can't open it: {error}", location=str(path)) from error
-    return OnnxRunner(session)
 
 
 def parameters(directory: Path) -> int:
     """Elements of the initialisers that a model learns; quantised ones count like the floats they stand for."""
+    return sum(_parameters(path) for path in sorted(directory.glob("*.onnx")))
+
+
+def _parameters(path: Path) -> int:
     import onnx
 
-    graph = onnx.load(directory / MODEL, load_external_data=False).graph
+    graph = onnx.load(path, load_external_data=False).graph
     learnt = {onnx.TensorProto.DataType.Value(name) for name in LEARNT}
     sizes = {
         tensor.name: prod(tensor.dims) for tensor in graph.initializer if tensor.dims and tensor.data_type in learnt

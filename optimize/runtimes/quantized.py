@@ -19,7 +19,11 @@ from typing import Any
 from optimize.errors import EvaluationError
 from optimize.quiet import quiet
 
-SERVED_BY = {"bitsandbytes": ("bitsandbytes", "bitsandbytes"), "gptq": ("gptqmodel", "gptq")}
+SERVED_BY = {
+    "bitsandbytes": ("bitsandbytes", "bitsandbytes"),
+    "gptq": ("gptqmodel", "gptq"),
+    "torchao": ("torchao", "torchao"),
+}
 """`quant_method` in config.json -> the module that serves it, and our extra that installs that."""
 
 

@@ -9,29 +9,34 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimize.errors import EvaluationError
+from optimize.runtimes.seq2seq import SourceDecoder
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from optimize.runtimes import Decoder, Writer
+
 _LONGEST_HEADER = 100_000_000
 """What safetensors itself accepts."""
+_SCALES = ("SCB", "_weight_scale", "_weight_zero_point")
+"""Beside codes of bitsandbytes and of torchao: how names end that are no weights."""
 
 
 class TorchRunner:
     """A loaded model that answers with a number of threads of its own."""
 
-    def __init__(self, model: Any, threads: int) -> None:
+    def __init__(self, model: Any, threads: int, takes: Iterable[str] | None = None) -> None:
         import inspect
 
         self.model = model
         self.threads = threads
-        self.takes = frozenset(inspect.signature(model.forward).parameters)
+        self.takes = tuple(inspect.signature(model.forward).parameters if takes is None else takes)
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         import torch
@@ -46,11 +51,16 @@ class TorchRunner:
             if isinstance(value, torch.Tensor)
         }
 
-    def decoder(self, max_length: int) -> TorchDecoder:
-        config = self.model.config
-        if not self.model.can_generate() or config.is_encoder_decoder or "past_key_values" not in self.takes:
+    def decoder(self, max_length: int) -> Decoder:
+        config = getattr(self.model, "config", None)
+        if config is None or not self.model.can_generate() or "past_key_values" not in self.takes:
             raise EvaluationError(f"{type(self.model).__name__} is no decoder: it has no key/value cache to go on from")
-        return TorchDecoder(self, max_length)
+        return SourceDecoder(self, max_length) if config.is_encoder_decoder else TorchDecoder(self, max_length)
+
+    def writer(self, inputs: Mapping[str, NDArray[Any]]) -> Writer:
+        from optimize.runtimes.transformers_seq2seq import TorchWriter
+
+        return TorchWriter(self, inputs)
 
     @contextlib.contextmanager
     def answering(self) -> Iterator[None]:
@@ -63,7 +73,7 @@ class TorchRunner:
         try:
             with torch.inference_mode():
                 yield
-        except (RuntimeError, IndexError, ValueError, TypeError) as error:
+        except (RuntimeError, IndexError, ValueError, TypeError, AssertionError) as error:
             raise EvaluationError(f"the model can't take these inputs: {error}") from error
         finally:
             torch.set_num_threads(before)
@@ -183,12 +193,14 @@ def parameters(directory: Path) -> int:
     count = 0
     for name, tensor in tensors.items():
         layer, _, end = name.rpartition(".")
-        if end == "qweight":  # GPTQ's codes, as a stream of bits
+        if end == "_weight_qdata":  # torchao's codes
+            count += math.prod(tensor["shape"])
+        elif end == "qweight":  # GPTQ's codes, as a stream of bits
             count += math.prod(tensor["shape"]) * 32 // config["bits"]
         elif f"{name}.quant_map" in tensors:  # bitsandbytes' 4-bit codes, two in a byte
             start, stop = tensor["data_offsets"]
             count += 2 * (stop - start)
-        elif f"{layer}.quant_map" in tensors or end == "SCB" or (end == "scales" and f"{layer}.qweight" in tensors):
+        elif f"{layer}.quant_map" in tensors or end in _SCALES or (end == "scales" and f"{layer}.qweight" in tensors):
             continue
         elif "F" in tensor["dtype"] or (end == "weight" and f"{layer}.SCB" in tensors):
             count += math.prod(tensor["shape"])

@@ -26,6 +26,8 @@ from optimize.artifact import digest_of, sha256_file
 from optimize.errors import SourceError
 from optimize.source import gguf
 from optimize.source.hub import Hub, is_id, is_revision
+from optimize.source.image import Image
+from optimize.source.modules import ModuleSource, weights_file
 from optimize.source.vetting import SMALL_FILES, check_configs, check_names, check_weights, weight_files
 from optimize.source.wheel import Wheel
 
@@ -43,7 +45,13 @@ DATA_SUFFIXES = {
     ".txt": "text",
     ".text": "text",
     ".raw": "text",
+    ".conll": "conll",
+    ".bio": "conll",
+    ".iob": "conll",
 }
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+IMAGES = "images"
+"""The format of a tree of images."""
 PACKED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
 
 
@@ -53,6 +61,8 @@ class Local:
 
     path: Path
     patterns: tuple[str, ...] = ("*",)
+    images: bool = False
+    """Whether images in the folders below count as well."""
 
     def __str__(self) -> str:
         return str(self.path)
@@ -83,7 +93,8 @@ class Local:
             return {self.path.name: self.path}
         root = self.path.resolve()
         files: dict[str, Path] = {}
-        for folder in (root, root / "additional_chat_templates"):
+        folders = [Path(folder) for folder, _, _ in os.walk(root)] if self.images else []
+        for folder in folders or (root, root / "additional_chat_templates"):
             for path in sorted(folder.iterdir()) if folder.is_dir() else ():
                 # realpath, since Path.resolve raises for a link to itself
                 if path.is_symlink() and root not in Path(os.path.realpath(path)).parents:
@@ -93,6 +104,8 @@ class Local:
                         hint=f"copy what it points to: cp -rL {self.path} NEW_FOLDER",
                     )
                 if path.is_file():
+                    if folder != root and self.images and data_format(path.name) != IMAGES:
+                        continue
                     files[path.relative_to(root).as_posix()] = path
                 elif not path.is_dir():
                     raise SourceError(f"{path.name} is neither a file nor a folder", location=str(self.path))
@@ -117,7 +130,7 @@ Origin = Local | Hub | Wheel
 """
 
 
-def locate(source: str, base: Path, kind: Literal["model", "data"], revision: str | None = None) -> Origin:
+def locate(source: str, base: Path, kind: Literal["model", "weights", "data"], revision: str | None = None) -> Origin:
     """Tell what a recipe's `source` is, without touching the network.
 
     A path is what starts with `./`, `../`, `/` or `~`, exists below `base`, or ends like a data file; what else has the
@@ -150,7 +163,7 @@ def locate(source: str, base: Path, kind: Literal["model", "data"], revision: st
     if not local and is_id(repo) and (not file or "/" in repo):
         if revision is not None and not is_revision(revision):
             raise SourceError(f"{revision!r} is no revision", hint="name a branch, a tag or a commit of the hub")
-        return Hub(repo, revision, "model" if kind == "model" else "dataset")
+        return Hub(repo, revision, "dataset" if kind == "data" else "model")
     near = _near(path)
     if local or near:
         hint = f"did you mean {near}?" if near else f"relative paths start from {base}"
@@ -161,7 +174,9 @@ def locate(source: str, base: Path, kind: Literal["model", "data"], revision: st
     )
 
 
-def check(source: str, base: Path, kind: Literal["model", "data"], revision: str | None = None) -> str | None:
+def check(
+    source: str, base: Path, kind: Literal["model", "weights", "data"], revision: str | None = None
+) -> str | None:
     """What `validate` can say about a source: a message, or None where nothing seems wrong. Cheap and offline."""
     try:
         origin = locate(source, base, kind, revision)
@@ -169,6 +184,8 @@ def check(source: str, base: Path, kind: Literal["model", "data"], revision: str
             raise SourceError(f"`revision` says nothing here: {source} is not taken from the hub", hint="leave it out")
         if kind == "model" and gguf.is_gguf(_plain(source)):
             gguf.check_installed(source)
+        elif isinstance(origin, Local) and kind == "weights":
+            weights_file(origin.names(), str(origin))
         elif isinstance(origin, Local) and kind == "model":
             with disk_errors(origin):
                 check_names(origin, origin.names())
@@ -185,6 +202,8 @@ class SourceModel:
     trust_remote_code: bool = False
     file: str | None = None
     """The GGUF file, where the model is one."""
+    small_files: tuple[str, ...] = SMALL_FILES
+    """What is taken besides weights and trusted code."""
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -208,7 +227,7 @@ class SourceModel:
             if isinstance(self.origin, Local):
                 check_names(self.origin, self.origin.names())
             code = ("*.py",) if self.trust_remote_code else ()
-            self.origin.copy((*SMALL_FILES, *code), directory)
+            self.origin.copy((*self.small_files, *code), directory)
             check_configs(self.origin, directory, self.trust_remote_code)
             self.origin.copy(weight_files(self.origin, directory, self.origin.names()), directory)
             check_weights(self.origin, directory, self.origin.names())
@@ -225,15 +244,22 @@ class SourceModel:
         check_weights(self.origin, directory, sorted(path.name for path in directory.iterdir()))
 
 
-def resolve_model(model: Model, base: Path) -> SourceModel:
+def resolve_model(model: Model, base: Path) -> SourceModel | ModuleSource:
     """The model that a recipe names. Raises `SourceError` where nothing is there; fetches nothing."""
+    from optimize import tasks
+
+    if model.module:
+        weights = locate(model.source, base, "weights", model.revision) if model.source else None
+        return ModuleSource(model.module, model.module_args, model.image or Image(), weights)
+    assert model.source is not None  # the recipe has one of the two
     origin = locate(model.source, base, "model", model.revision)
     if gguf.is_gguf(_plain(model.source)):
         return SourceModel(origin, file=Path(_plain(model.source)).name)
     code = ("*.py",) if model.trust_remote_code else ()
+    small_files = (*SMALL_FILES, *tasks.get(model.task).files)
     if isinstance(origin, Local):
-        origin = Local(origin.path, (*SMALL_FILES, *code, "*.safetensors"))
-    return SourceModel(origin, model.trust_remote_code)
+        origin = Local(origin.path, (*small_files, *code, "*.safetensors"))
+    return SourceModel(origin, model.trust_remote_code, small_files=small_files)
 
 
 def _plain(source: str) -> str:
@@ -244,6 +270,8 @@ def _plain(source: str) -> str:
 def data_format(name: str) -> str | None:
     """The data format that a file's ending tells, looking through `.gz` and the like."""
     path = Path(name.lower())
+    if path.suffix in IMAGE_SUFFIXES:
+        return IMAGES
     return DATA_SUFFIXES.get(Path(path.stem).suffix if path.suffix in PACKED_SUFFIXES else path.suffix)
 
 

@@ -9,19 +9,38 @@ import json
 from pathlib import Path
 from typing import Any
 
+from optimize import tasks
 from optimize.artifact import Artifact, walk
-from optimize.errors import StoreError
+from optimize.errors import SourceError, StoreError
 from optimize.tasks.causal_lm import max_positions
+from optimize.tasks.pooling import MODULES
+from optimize.tasks.pretrained import read_config
 
-FORMATS = {"model.onnx": "onnx"}
+FORMATS = {
+    "model.onnx": "onnx",
+    "decoder.onnx": "onnx",
+    "model.xml": "openvino",
+    "model.pt": "torchscript",
+    "model.pt2": "torch_export",
+}
 """A file that only a model of that format has -> the format; a folder without one of these must hold safetensors."""
+PROGRAMS = ("torchscript", "torch_export")
+"""Formats that are programs: who opens one runs it."""
 TASKS = {
     "ForSequenceClassification": "text-classification",
+    "ForImageClassification": "image-classification",
+    "ForTokenClassification": "token-classification",
+    "ForMaskedLM": "fill-mask",
+    "ForQuestionAnswering": "question-answering",
+    "ForConditionalGeneration": "text2text",
+    "MTModel": "text2text",
+    "EncoderDecoderModel": "text2text",
     "ForCausalLM": "causal-lm",
     "LMHeadModel": "causal-lm",
 }
 """How the name of the architecture ends -> the task."""
 MAX_LENGTH = 128
+MASK_PROBABILITY = 0.15
 CONTEXT_LENGTH = 512
 
 
@@ -29,8 +48,8 @@ def load_folder(path: Path, *, trust_remote_code: bool = False) -> Artifact:
     """The model in a folder, such as `optimize get` or `save_pretrained` wrote.
 
     Raises `SourceError` for what would not be taken as a recipe's model either (pickled weights only, code of the
-    model's own) and for a graph that reaches out of its folder, and `StoreError` where the folder, its format or its
-    task can't be told.
+    model's own), for a program that is not trusted and for a graph that reaches out of its folder, and `StoreError`
+    where the folder, its format or its task can't be told.
     """
     from optimize.source import vetting
 
@@ -39,13 +58,31 @@ def load_folder(path: Path, *, trust_remote_code: bool = False) -> Artifact:
         raise StoreError(f"no folder {path}", hint="give a folder, a digest, or name@alias")
     names = [name for name, _ in walk(folder)]
     format = next((FORMATS[name] for name in FORMATS if name in names), "transformers")
+    if format in PROGRAMS and "model.safetensors" in names:
+        format = "transformers"  # whose weights lie there in another form as well
     if format == "transformers":
         vetting.check_names(path, names)
         vetting.check_weights(path, folder, names)
+        if "module" in read_config(folder / "config.json"):
+            format = "pytorch"
+            _check_trust(path, format, trust_remote_code)
+    elif format in PROGRAMS:
+        _check_trust(path, format, trust_remote_code)
+    elif format == "openvino":
+        vetting.check_openvino(path, folder, names)
     else:
         vetting.check_graph(path, folder, names)
     vetting.check_configs(path, folder, trust_remote_code)
     return Artifact.from_directory(folder, format=format, task=_task(folder), trust_remote_code=trust_remote_code)
+
+
+def _check_trust(path: Path, format: str, trusted: bool) -> None:
+    if not trusted:
+        raise SourceError(
+            f"{path} holds a program of {format}, which can do more than answer when it is opened",
+            hint="load it by its name or digest from the work folder that made it; or, where you trust its maker, "
+            "optimize.load(PATH, trust_remote_code=True)",
+        )
 
 
 def _task(folder: Path) -> dict[str, Any]:
@@ -54,6 +91,10 @@ def _task(folder: Path) -> dict[str, Any]:
     said = config.get("architectures")
     names = [str(name) for name in said] if isinstance(said, list) else []
     task = next((TASKS[end] for end in TASKS for name in names if name.endswith(end)), None)
+    if config.get("task") == "image-classification":  # of a module of the user's own
+        task = "image-classification"
+    if task is None and (folder / MODULES).is_file():  # of sentence-transformers
+        task = "sentence-similarity"
     if task is None:
         told = f"of architecture {names[0]}" if names else "without `architectures` in its config.json"
         hint = f"known are {', '.join(f'*{end}' for end in TASKS)}"
@@ -62,12 +103,19 @@ def _task(folder: Path) -> dict[str, Any]:
         if task == "causal-lm":
             length = min(CONTEXT_LENGTH, max_positions(config) or CONTEXT_LENGTH)
             return {"name": task, "context_length": length, "stride": length}
+        if task in ("question-answering", "text2text"):
+            known = tasks.get(task)
+            return known.spec(known.Data.model_construct(), {"unanswerable": False})
+        length = min(MAX_LENGTH, int(config.get("max_position_embeddings") or MAX_LENGTH))
+        if task == "fill-mask":
+            return {"name": task, "max_length": length, "mask_probability": MASK_PROBABILITY, "mask_seed": 0}
+        if task == "sentence-similarity":
+            return {"name": task, "max_length": length, "pooling": None}
         # transformers leaves the names out of config.json where they are these.
         labels = config.get("id2label") or {i: f"LABEL_{i}" for i in range(int(config.get("num_labels", 2)))}
-        return {
-            "name": task,
-            "max_length": min(MAX_LENGTH, int(config.get("max_position_embeddings") or MAX_LENGTH)),
-            "labels": [str(labels[index]) for index in sorted(labels, key=int)],
-        }
+        names = [str(labels[index]) for index in sorted(labels, key=int)]
+        if task == "image-classification":
+            return {"name": task, "labels": names}
+        return {"name": task, "max_length": length, "labels": names}
     except (TypeError, ValueError, KeyError, IndexError) as error:
         raise StoreError(f"config.json makes no sense: {error}", location=str(folder)) from error

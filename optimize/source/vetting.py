@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,24 +89,55 @@ def check_graph(model: object, directory: Path, names: Collection[str]) -> None:
                 for child in [value] if isinstance(value, Message) else value:
                     yield from messages(child)
 
-    try:
-        parts = list(messages(onnx.load(directory / "model.onnx", load_external_data=False)))
-    except (OSError, DecodeError, RecursionError) as error:
-        raise SourceError(f"model.onnx of {model} can't be read: {error}") from error
+    for name in sorted(names):
+        if name.endswith(".onnx"):
+            try:
+                parts = list(messages(onnx.load(directory / name, load_external_data=False)))
+            except (OSError, DecodeError, RecursionError) as error:
+                raise SourceError(f"{name} of {model} can't be read: {error}") from error
+            _check_parts(f"{name} of {model}", parts, names)
+
+
+def _check_parts(graph: str, parts: Sequence[Any], names: Collection[str]) -> None:
+    import onnx
+
     own = {part.domain for part in parts if isinstance(part, onnx.FunctionProto)}
     used = {part.domain for part in parts if isinstance(part, onnx.NodeProto)}
     if strange := sorted(used - own - ONNX_DOMAINS):
         raise SourceError(
-            f"model.onnx of {model} uses operators of {', '.join(map(repr, strange))}, which need a library of its own",
+            f"{graph} uses operators of {', '.join(map(repr, strange))}, which need a library of its own",
             hint="export it with ONNX Runtime's own operators",
         )
     for part in parts:
         for entry in part.external_data if isinstance(part, onnx.TensorProto) else ():
             if entry.key == "location" and entry.value not in names:
                 raise SourceError(
-                    f"model.onnx of {model} reads weights from {entry.value!r}, which is no plain file of its folder",
+                    f"{graph} reads weights from {entry.value!r}, which is no plain file of its folder",
                     hint="save the model with its data beside it",
                 )
+
+
+def check_openvino(model: object, directory: Path, names: Collection[str]) -> None:
+    """Refuse an OpenVINO model whose weights lie elsewhere, behind a link, or beyond the end of their file."""
+    from xml.etree import ElementTree
+
+    path, weights = directory / "model.xml", directory / "model.bin"
+    try:
+        if b"<!" in path.read_bytes():  # entities can grow without end
+            raise ValueError("it is no plain XML")
+        spans = [
+            (int(data.attrib["offset"]), int(data.attrib["size"]))
+            for data in ElementTree.parse(path).getroot().iter("data")
+            if "offset" in data.attrib and "size" in data.attrib
+        ]
+    except (OSError, ValueError, ElementTree.ParseError) as error:
+        raise SourceError(f"model.xml of {model} can't be read: {error}") from error
+    size = weights.stat().st_size if "model.bin" in names else 0
+    if any(offset < 0 or length < 0 or offset + length > size for offset, length in spans):
+        raise SourceError(
+            f"model.bin of {model} is cut off, missing, or no plain file of its folder",
+            hint="save the model with openvino.save_model, both files in one folder",
+        )
 
 
 def _code_references(value: Any) -> Iterator[str]:

@@ -17,6 +17,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from optimize.errors import EvaluationError
+
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
@@ -24,11 +26,14 @@ if TYPE_CHECKING:
 
     from optimize.calibration import Calibration
     from optimize.data import DataConfig
+    from optimize.runtimes import Runner
 
-Features = dict[str, "list[int]"]
-"""One row made into model inputs, unpadded."""
-Inputs = dict[str, "NDArray[np.int64]"]
-"""A collated batch: name -> array [batch, length]."""
+Features = dict[str, Any]
+"""One row on its way to the model, unpadded: name -> a list of numbers as long as the row (token ids), or what
+`collate` makes an array of (the bytes of an image file)."""
+Inputs = dict[str, "NDArray[Any]"]
+"""A collated batch: name -> array [batch, ...], of int64 (token ids [batch, length]) or float32 (pixels [batch,
+channels, height, width])."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +51,13 @@ class Metric:
     compute: Callable[[NDArray[Any], NDArray[Any]], float]
     """(outputs [n, ...], targets [n, ...]) -> the number."""
     per_row: Callable[[NDArray[Any], NDArray[Any]], NDArray[np.float64]] | None = None
-    """(outputs, targets) -> one number a row [n], required for `binary` and `rows`; for `sums` several [n, k]."""
+    """(outputs, targets) -> one number a row [n], required for `binary` and `rows`; for `sums`, and for a `set` metric
+    with `from_rows`, several [n, k]."""
     from_sums: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None
     """For `sums`: what `per_row` gives, summed over rows [..., k] -> the same numbers as `compute`, [...]."""
+    from_rows: Callable[[NDArray[np.float64]], float] | None = None
+    """For a `set` metric that looks at little of each row: what `per_row` gives of it [n, k] -> the same number as
+    `compute`."""
     from_confusion: Callable[[NDArray[np.int64]], NDArray[np.float64]] | None = None
     """For a `set` metric of classes, which is what the outputs' last axis stands for: counts [..., target, answer] ->
     the same numbers as `compute`, [...]. Makes the bootstrap a hundred times faster."""
@@ -64,13 +73,33 @@ class Task(ABC):
     """The recipe's `data` block: the common keys and the task's own columns."""
     metrics: ClassVar[Mapping[str, Metric]]
     default_metrics: ClassVar[tuple[str, ...]]
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """Distributions beyond the base install that its rows need, and `extra`, which installs them."""
+    extra: ClassVar[str | None] = None
+    plain_modules: ClassVar[bool] = False
+    """Whether a PyTorch module of the user's own (`model.module`) can do it."""
+    has_length: ClassVar[bool] = True
+    """Whether inputs have a length in tokens; then `sequence_length` is part of what is timed."""
     generates: ClassVar[bool] = False
-    """Whether models of this task write on, a token at a time: then `prefill` and `decode` are what is timed."""
+    """Whether models of this task write, a token at a time: then `prefill` and `decode` are what is timed."""
+    encodes: ClassVar[bool] = False
+    """Whether they write what an encoder makes of a text, rather than go on with it."""
+    options: ClassVar[tuple[str, ...]] = ()
+    """Keys of the spec that `predict` may be told in place of what the recipe said."""
     unit: ClassVar[str] = "evaluation rows"
     """What outputs are of, in messages."""
+    files: ClassVar[tuple[str, ...]] = ()
+    """Globs of small files in a model's folder that this task reads besides those that all do."""
+    notes: ClassVar[tuple[str, ...]] = ()
+    """Columns that no model reads, such as the right answer or where a row came from: two rows that differ in nothing
+    else are the same."""
     passage: ClassVar[int] = 0
     """Characters from which on a text that two splits share is a leak; shorter rows count together with those that
     follow. 0: every row counts."""
+
+    def derive(self, table: pa.Table, config: Any) -> pa.Table:
+        """Rows made of the source's own, where the recipe asks for that; else the very same table."""
+        return table
 
     @abstractmethod
     def prepare(self, table: pa.Table, config: Any) -> tuple[pa.Table, dict[str, Any]]:
@@ -148,19 +177,84 @@ class Task(ABC):
     def read_outputs(self, raw: Mapping[str, NDArray[Any]], inputs: Inputs) -> NDArray[Any]:
         """A runtime's arrays -> one output an input: numbers such as logits [batch, labels], or records [batch]."""
 
+    def answer(
+        self, runner: Runner, preprocessor: Any, inputs: Inputs, spec: Mapping[str, Any]
+    ) -> Sequence[Any] | NDArray[Any]:
+        """What the model makes of a batch, an output an input. One call, unless the task writes a text step by step."""
+        return self.read_outputs(runner.run(inputs), inputs)
+
+    def combine(
+        self, outputs: Sequence[Any], features: Sequence[Features], rows: pa.Table, spec: Mapping[str, Any]
+    ) -> NDArray[Any]:
+        """What is kept, scored and compared: of all inputs' outputs, in the inputs' order, one output a row [n, ...].
+
+        As they are, unless outputs differ in shape or several inputs (windows of a long text) make one row.
+        """
+        import numpy as np
+
+        return np.stack(outputs)
+
+    def respond(
+        self,
+        runner: Runner,
+        preprocessor: Any,
+        rows: pa.Table,
+        spec: Mapping[str, Any],
+        *,
+        batch_size: int,
+        on_batch: Callable[[int, int], None] = lambda done, total: None,
+    ) -> NDArray[Any]:
+        """The outputs of rows through an open runner, [n, ...]; `on_batch` is told (inputs done, inputs in all).
+
+        Raises `EvaluationError` where the rows have nothing to answer to.
+        """
+        features = self.encode(preprocessor, rows, spec)
+        if not features:
+            raise EvaluationError("the rows have nothing to answer to")
+        outputs: list[Any] = [None] * len(features)
+        done = 0
+        for numbers, inputs in self.batches(preprocessor, features, batch_size):
+            for number, output in zip(numbers, self.answer(runner, preprocessor, inputs, spec), strict=True):
+                outputs[number] = output
+            done += len(numbers)
+            on_batch(done, len(features))
+        return self.combine(outputs, features, rows, spec)
+
     @abstractmethod
     def targets(self, rows: pa.Table) -> NDArray[Any]:
         """What the answers are held against, [n, ...]; empty where outputs are records that hold it themselves."""
 
+    def examples(self, preprocessor: Any, rows: pa.Table, spec: Mapping[str, Any]) -> list[Features]:
+        """Rows to train on: inputs, each with what the model's own loss wants beside it (`labels`)."""
+        features = self.encode(preprocessor, rows, spec)
+        return [{**row, "labels": label} for row, label in zip(features, self.targets(rows).tolist(), strict=True)]
+
+    def collate_examples(self, preprocessor: Any, examples: Sequence[Features]) -> Inputs:
+        """`collate` for what `examples` gives."""
+        import numpy as np
+
+        features = [{name: value for name, value in row.items() if name != "labels"} for row in examples]
+        return {**self.collate(preprocessor, features), "labels": np.array([row["labels"] for row in examples])}
+
     @abstractmethod
     def answers(self, outputs: NDArray[Any], spec: Mapping[str, Any]) -> list[dict[str, Any]]:
         """What `predict` returns for each row, such as {"label": "positive", "score": 0.98}."""
+
+    def metric_fault(self, metric: str, config: Any) -> tuple[str, str] | None:
+        """(why rows of such a `data` block do not have this metric of the task, what to try), or None where they do."""
+        return None
 
     def incomparable(self, outputs: NDArray[Any], reference: NDArray[Any]) -> str | None:
         """Why two models' outputs do not answer the same, or None where they do."""
         if outputs.shape == reference.shape:
             return None
         return f"its outputs are {list(outputs.shape)}, the other's {list(reference.shape)}"
+
+    def differences(self, outputs: NDArray[Any], reference: NDArray[Any]) -> NDArray[np.float64]:
+        """The largest absolute difference of each output from a reference's, [n]; NaN where one is no number."""
+        import numpy as np
+
+        return np.abs(outputs.astype(np.float64) - reference).reshape(len(outputs), -1).max(axis=1)  # type: ignore[no-any-return]
 
     def fidelity(self, outputs: NDArray[Any], reference: NDArray[Any]) -> dict[str, Any]:
         """How far the outputs lie from a reference's; JSON."""
@@ -201,6 +295,13 @@ class Task(ABC):
 TASKS: dict[str, tuple[str, str]] = {
     "text-classification": ("optimize.tasks.text_classification", "TextClassification"),
     "causal-lm": ("optimize.tasks.causal_lm", "CausalLM"),
+    "image-classification": ("optimize.tasks.image_classification", "ImageClassification"),
+    "token-classification": ("optimize.tasks.token_classification", "TokenClassification"),
+    "fill-mask": ("optimize.tasks.fill_mask", "FillMask"),
+    "sentence-similarity": ("optimize.tasks.sentence_similarity", "SentenceSimilarity"),
+    "summarization": ("optimize.tasks.seq2seq", "Summarization"),
+    "text2text": ("optimize.tasks.seq2seq", "TextToText"),
+    "question-answering": ("optimize.tasks.question_answering", "QuestionAnswering"),
 }
 
 

@@ -212,9 +212,7 @@ class CausalLM(Task):
     def batches(
         self, preprocessor: Any, features: Sequence[Features], batch_size: int
     ) -> Iterator[tuple[list[int], Inputs]]:
-        longest = max((len(row["input_ids"]) for row in features), default=1)
-        fitting = BATCH_BYTES // (4 * longest * len(preprocessor))
-        yield from super().batches(preprocessor, features, max(1, min(batch_size, fitting)))
+        yield from super().batches(preprocessor, features, rows_that_fit(preprocessor, features, batch_size))
 
     def calibration(
         self, preprocessor: Any, rows: pa.Table, path: Path, spec: Mapping[str, Any], calibration: Calibration
@@ -372,6 +370,12 @@ def record(length: int, positions: int, vocabulary: int) -> np.dtype[Any]:
             ("distribution", np.float16, (positions, vocabulary)),
         ]
     )
+
+
+def rows_that_fit(tokenizer: Any, features: Sequence[Features], batch_size: int) -> int:
+    """At most `batch_size`, and no more than keep the logits of the longest rows below `BATCH_BYTES`."""
+    longest = max((len(row["input_ids"]) for row in features), default=1)
+    return max(1, min(batch_size, BATCH_BYTES // (4 * longest * len(tokenizer))))
 
 
 def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -22,7 +22,7 @@ def texts(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         raise SourceError(f"column {name!r} holds {column.type}, not text", hint="choose the column with the text")
     blank = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(column), ""), True)
-    _refuse_rows("no text", name, blank.to_pylist())
+    refuse_rows("no text", name, blank.to_pylist())
     return column.cast(pa.string())
 
 
@@ -34,18 +34,41 @@ def labels(
     Raises `SourceError` for a missing label, one that `given` does not have, or a single one.
     """
     values = [_value(value) for value in _decoded(table, column)]
-    _refuse_rows("no label", column, (value is None for value in values))
+    refuse_rows("no label", column, (value is None for value in values))
     names, index = _named(values, given, column)
     return names, [index[str(value)] for value in values]
 
 
-def _refuse_rows(what: str, column: str, bad: Iterable[bool]) -> None:
+def words(column: pa.ChunkedArray, name: str) -> list[list[str]]:
+    """Rows of words: a list of texts as it is, a single text split at white space. None may be empty."""
+    rows = [value.split() if isinstance(value, str) else value for value in column.to_pylist()]
+    refuse_rows("no words", name, (not row for row in rows))
+    if not all(isinstance(row, list) and all(isinstance(word, str) for word in row) for row in rows):
+        raise SourceError(f"column {name!r} holds {column.type}, not words", hint="choose the column with the words")
+    return rows
+
+
+def label_lists(
+    table: pa.Table, column: str, given: Sequence[str] | Mapping[str | int, str] | None
+) -> tuple[list[str], list[list[int]]]:
+    """`labels` for rows that have several: a list of names or whole numbers, or names in one text."""
+    decoded = [row.split() if isinstance(row, str) else row for row in _decoded(table, column)]
+    if not all(row is None or isinstance(row, list) for row in decoded):
+        raise SourceError(f"column {column!r} holds one label a row, not one a word")
+    rows = [[_value(value) for value in row or ()] for row in decoded]
+    refuse_rows("no label", column, (not row or None in row for row in rows))
+    names, index = _named([value for row in rows for value in row], given, column)
+    return names, [[index[str(value)] for value in row] for row in rows]
+
+
+def refuse_rows(what: str, column: str, bad: Iterable[bool], hint: str = "fill these cells or remove the rows") -> None:
+    """Raise `SourceError` where a row is bad."""
     rows = [i for i, is_bad in enumerate(bad, start=1) if is_bad]
     if rows:
         shown = ", ".join(map(str, rows[:10])) + (f" and {len(rows) - 10} more" if len(rows) > 10 else "")
         raise SourceError(
             f"{what} in column {column!r} of row{'s' if len(rows) > 1 else ''} {shown} (the first row is 1)",
-            hint="fill these cells or remove the rows",
+            hint=hint,
         )
 
 
@@ -54,11 +77,19 @@ def _decoded(table: pa.Table, column: str) -> list[Any]:
     values: list[Any] = table[column].to_pylist()
     metadata = (table.schema.metadata or {}).get(b"huggingface")
     feature = json.loads(metadata)["info"]["features"].get(column, {}) if metadata else {}
+    if isinstance(feature, list):  # several a row, as older versions write it
+        feature = {"feature": feature[0]}
+    feature = feature.get("feature", feature)
     if feature.get("_type") != "ClassLabel" or not feature.get("names"):
         return values
-    names = feature["names"]
-    # -1 is what `datasets` writes for a missing label.
-    return [names[value] if value is not None and value >= 0 else None for value in values]
+
+    def name(value: Any) -> Any:
+        if isinstance(value, list):
+            return [name(one) for one in value]
+        # -1 is what `datasets` writes for a missing label.
+        return feature["names"][value] if value is not None and value >= 0 else None
+
+    return [name(value) for value in values]
 
 
 def _value(value: Any) -> str | int | None:

@@ -12,13 +12,17 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from packaging.version import Version
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+import optimize
+from optimize import runtimes
 from optimize.artifact import Artifact
 from optimize.context import Context
 from optimize.data import Data
-from optimize.errors import StageError
+from optimize.errors import EvaluationError, StageError
+from optimize.export import onnx_graph
 from optimize.export.onnx import Config, run
 
 
@@ -112,3 +116,58 @@ run(source, Config(), Context(root / "artifact", root / "scratch", task, data, r
     done = subprocess.run([sys.executable, "-c", code], check=True, timeout=120, capture_output=True, text=True)
     assert done.stdout == ""
     assert done.stderr == ""
+
+
+def test_fixed_sizes_are_filled_up_and_split(pico_source: Artifact, new_context: Callable[..., Context]) -> None:
+    result = run(pico_source, Config(batch_size=4, sequence_length=24), new_context())
+    session = onnxruntime.InferenceSession(result.path / "model.onnx")
+    assert {tuple(value.shape) for value in session.get_inputs()} == {(4, 24)}
+    assert result.details["checked_batches"] == [1, 1, 7, 33]
+    assert result.details["max_difference"] < 1e-5
+    assert result.task["max_length"] == 24
+    runner = runtimes.open_artifact(result, threads=1)
+    assert runner.run({name: np.ones((5, 7), dtype=np.int64) for name in runner.takes})["logits"].shape == (5, 2)
+    with pytest.raises(EvaluationError, match="takes rows of 24 tokens, and one has 25"):
+        runner.run({name: np.ones((1, 25), dtype=np.int64) for name in runner.takes})
+
+
+def test_half_precision(pico_source: Artifact, exported: Artifact, new_context: Callable[..., Context]) -> None:
+    result = run(pico_source, Config(dtype="float16"), new_context())
+    assert result.details["tolerance"] == 0.02
+    assert 0 < result.details["max_difference"] < 0.02
+    types = {tensor.data_type for tensor in onnx.load(result.path / "model.onnx").graph.initializer}
+    assert onnx.TensorProto.FLOAT16 in types
+    assert onnx.TensorProto.FLOAT not in types
+    assert result.files["model.onnx"]["size"] < 0.7 * exported.files["model.onnx"]["size"]
+
+
+def test_a_large_model_has_its_weights_beside_the_graph(
+    pico_source: Artifact,
+    exported: Artifact,
+    new_context: Callable[..., Context],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(onnx_graph, "_LARGEST_FILE", 1000)
+    result = run(pico_source, Config(), new_context())
+    assert set(result.files) - set(exported.files) == {"model.onnx.data"}
+    assert run(pico_source, Config(), new_context()).digest == result.digest
+    tensors = onnx.load(result.path / "model.onnx", load_external_data=False).graph.initializer
+    places = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+    assert places == {"model.onnx.data"}
+    assert optimize.load(result.path, threads=1).predict(["good"])
+    assert runtimes.get("onnx").parameters(result.path) == runtimes.get("onnx").parameters(exported.path)
+
+
+def test_a_failure_names_the_layer(
+    pico_source: Artifact, new_context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.models.bert.modeling_bert import BertIntermediate
+
+    def forward(self: object, hidden_states: torch.Tensor) -> torch.Tensor:
+        if hidden_states.sum() > 0:
+            return hidden_states
+        return -hidden_states
+
+    monkeypatch.setattr(BertIntermediate, "forward", forward)
+    with pytest.raises(StageError, match=r"can't be exported \(in bert\.encoder\.layer\.0\.intermediate"):
+        run(pico_source, Config(), new_context())

@@ -19,7 +19,8 @@ from torch import nn
 from optimize.artifact import Artifact
 from optimize.errors import StageError
 from optimize.quantize import lazy_weights
-from optimize.quantize.blocks import Blocks, empty_model, find_blocks, shared_inputs
+from optimize.quantize.blocks import Blocks, find_blocks, shared_inputs
+from optimize.quantize.checkpoint import empty_model
 from optimize.quantize.finished import Finished
 from optimize.quantize.forwards import Forwards
 from optimize.quantize.lazy_weights import checkpoint_tensors, stored, write_checkpoint
@@ -60,9 +61,9 @@ def saved(name: str, folder: Path, dtype: torch.dtype = torch.float32, **options
     return model, Artifact.from_directory(folder, format="transformers", task={"name": "causal-lm"})
 
 
-def blocks_of(artifact: Artifact, dtype: torch.dtype = torch.float32) -> Blocks:
-    model = empty_model(artifact, json.loads((artifact.path / "config.json").read_text()), dtype)
-    return Blocks(model, checkpoint_tensors(artifact.path, model))
+def blocks_of(artifact: Artifact, compute_dtype: torch.dtype | None = None) -> Blocks:
+    model = empty_model(artifact, json.loads((artifact.path / "config.json").read_text()))
+    return Blocks(model, checkpoint_tensors(artifact.path, model), compute_dtype=compute_dtype)
 
 
 def inputs(rows: int = 2, padding: int = 0) -> dict[str, Any]:
@@ -114,13 +115,31 @@ def test_only_what_is_needed_is_in_memory(tmp_path: Path) -> None:
     assert materialised(blocks.model) == 0
 
 
-def test_weights_are_computed_in_the_type_asked_for_and_kept_as_they_are(tmp_path: Path) -> None:
-    dense, artifact = saved("Llama", tmp_path)
-    blocks = blocks_of(artifact, torch.bfloat16)
-    name = "model.layers.1.mlp.down_proj.weight"
+def test_layers_multiply_in_what_they_are_told_and_add_up_in_float32(tmp_path: Path) -> None:
+    _, artifact = saved("Llama", tmp_path)
+    seen: dict[Any, Any] = {}
+    for dtype in (None, torch.float32, torch.bfloat16):
+        blocks = blocks_of(artifact, dtype)
+        with blocks.opened(CPU):
+            with blocks.embedding():
+                hidden = blocks.embed(inputs())
+            with blocks.filled(0):
+                layer = blocks.model.model.layers[0].mlp.down_proj
+                layer.register_forward_hook(lambda module, args, result: seen.update(product=result.dtype))
+                seen[dtype] = blocks.run(0, inputs(), hidden)
+                assert seen["product"] == (dtype or torch.float32)
+                assert seen[dtype].dtype == torch.float32
+    assert torch.equal(seen[None], seen[torch.float32])
+    assert 0 < (seen[None] - seen[torch.bfloat16]).abs().max() < 0.02 * seen[None].abs().max()
+
+
+def test_weights_of_another_type_are_read_as_they_are(tmp_path: Path) -> None:
+    dense, artifact = saved("Llama", tmp_path, torch.bfloat16)
+    blocks = blocks_of(artifact)
+    name = "model.layers.1.mlp.up_proj.weight"
     with blocks.opened(CPU), blocks.filled(1):
-        assert blocks.model.get_parameter(name).dtype == torch.bfloat16
-        assert torch.equal(blocks.original(name), dense.get_parameter(name))
+        assert blocks.model.get_parameter(name).dtype == torch.float32
+        assert torch.equal(blocks.original(name), dense.get_parameter(name).float())
 
 
 @pytest.mark.parametrize("shard", ["1GB", "20KB"])
@@ -130,7 +149,6 @@ def test_a_checkpoint_of_the_bare_model_and_of_several_files_is_read(shard: str,
     empty = empty_model(
         Artifact.from_directory(tmp_path / "whole", format="transformers", task={}),
         json.loads((tmp_path / "whole" / "config.json").read_text()),
-        torch.float32,
     )
     tensors = checkpoint_tensors(tmp_path / "bare", empty)
     assert (len({tensor.file for tensor in tensors.values()}) > 1) == (shard == "20KB")

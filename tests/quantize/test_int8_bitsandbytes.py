@@ -85,6 +85,7 @@ def test_a_weight_beyond_float16_is_refused(
 
 
 def test_the_format_chooses_the_back_end(pico_recipe: dict) -> None:
-    loaded = recipe.load({**pico_recipe, "stages": [{"quantize": "int8", "threshold": 5.0}], "baseline": "source"})
+    stage = {"quantize": "int8", "backend": "bitsandbytes", "threshold": 5.0}
+    loaded = recipe.load({**pico_recipe, "stages": [stage], "baseline": "source"})
     assert loaded.stages[0].entry.backend == "bitsandbytes"
     assert recipe.load(pico_recipe).stages[-1].entry.backend == "onnxruntime"

@@ -343,12 +343,13 @@ MISTAKES: dict[str, tuple[str, str, str, str, str | None]] = {
     "order": (
         "  - export: onnx\n  - quantize: int8",
         *("  - quantize: int4\n    name: int8\n  - export: onnx\n    from: teacher", "12:5"),
-        "`quantize: int4` takes onnx, but stage `teacher` gives transformers",
+        "`quantize: int4` takes onnx or openvino, but stage `teacher` gives transformers",
         "put `- export: onnx` before it",
     ),
     "order, by a fork": (
         *("- quantize: int8", "- quantize: int8\n  - export: onnx\n    name: b", "14:5 stages[3].export"),
-        *("`export: onnx` takes transformers, but stage `int8` gives onnx", "say `from: teacher`, or move it up"),
+        "`export: onnx` takes pytorch or transformers, but stage `int8` gives onnx",
+        "say `from: teacher`, or move it up",
     ),
     "same name": (
         *("- export: onnx", "- export: onnx\n  - export: onnx\n    from: teacher", "13:13 stages[2].export"),

@@ -59,7 +59,7 @@ def test_a_link_to_the_folder_is_followed_but_none_in_it(folder: Path, tmp_path:
     ("changes", "error", "message"),
     [
         ({"auto_map": {"AutoModel": "code.Model"}}, SourceError, "code of the model's own"),
-        ({"architectures": ["BertForMaskedLM"]}, StoreError, "architecture BertForMaskedLM can't be told"),
+        ({"architectures": ["BertForPreTraining"]}, StoreError, "architecture BertForPreTraining can't be told"),
         ({"architectures": None}, StoreError, "without `architectures`"),
         ({"architectures": 5}, StoreError, "without `architectures`"),
         ({"id2label": {"a": "b"}}, StoreError, "makes no sense"),

@@ -20,7 +20,9 @@ from optimize.source.wheel import Wheel
 
 
 def model(folder: Path | str, *, trust: bool = False, base: Path = Path()) -> SourceModel:
-    block: Any = SimpleNamespace(source=str(folder), revision=None, trust_remote_code=trust)
+    block: Any = SimpleNamespace(
+        source=str(folder), task="text-classification", module=None, revision=None, trust_remote_code=trust
+    )
     return resolve_model(block, base)
 
 

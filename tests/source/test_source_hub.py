@@ -139,7 +139,10 @@ from optimize.errors import SourceError
 from optimize.source import resolve_model
 source, revision, folder = sys.argv[1:]
 try:
-    model = resolve_model(SimpleNamespace(source=source, revision=revision or None, trust_remote_code=False), Path())
+    block = SimpleNamespace(
+        source=source, task="text-classification", module=None, revision=revision or None, trust_remote_code=False
+    )
+    model = resolve_model(block, Path())
     identity = model.identity
     if folder:
         Path(folder).mkdir()
