@@ -144,8 +144,8 @@ def workers(artifacts: Sequence[tuple[str, Artifact]], threads: int, folder: Pat
 
 def _environment(threads: int) -> dict[str, str]:
     environment = dict(os.environ)
-    # What binds or counts threads is ours to say, and the same for all.
-    for name in ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"):
+    # What binds or counts threads or pages is ours to say, and the same for all.
+    for name in ("THP_MEM_ALLOC_ENABLE", "OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"):
         environment.pop(name, None)
     for name in ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB_MAXIMUM", "RAYON"):
         environment[f"{name}_NUM_THREADS"] = str(threads)

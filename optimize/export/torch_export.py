@@ -51,7 +51,8 @@ class Config(Block):
     """Compile to machine code where the file is opened; needs a C++ compiler there and here."""
     tolerance: float | None = Field(None, gt=0)
     """The largest absolute difference from the parent's outputs on real rows; more is an error. By default 1e-4; of a
-    model on integer codes, whose activations may be rounded the other way after the least change, 0.05."""
+    model on integer codes, whose activations may be rounded the other way after the least change, 0.3 (of MiniLM by
+    torchao, the same row alone and in a batch already differs by 0.11)."""
 
 
 def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
@@ -77,7 +78,7 @@ def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
         task=artifact.task,
         details={
             "aot_inductor": config.aot_inductor,
-            **parent.check.compare("torch_export", config.tolerance or (0.05 if notes["torchao"] else 1e-4), hint),
+            **parent.check.compare("torch_export", config.tolerance or (0.3 if notes["torchao"] else 1e-4), hint),
         },
         trust_remote_code=artifact.trust_remote_code,
     )

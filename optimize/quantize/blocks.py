@@ -103,7 +103,7 @@ class Blocks:
         self.gives_tuple: bool | None = None
         """Whether a block answers with a tuple; known once the first has run."""
         self._tensors = tensors
-        self._compute_dtype = compute_dtype
+        self.compute_dtype = compute_dtype
         self._takes = inspect.signature(model.forward).parameters
         self._pass = _Pass()
         names = {module: name for name, module in model.named_modules()}
@@ -182,7 +182,7 @@ class Blocks:
     def _multiplying(self) -> contextlib.AbstractContextManager[Any]:
         import torch
 
-        dtype = self._compute_dtype
+        dtype = self.compute_dtype
         if dtype in (None, self.model.dtype):
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=dtype, cache_enabled=False)  # weights change between calls

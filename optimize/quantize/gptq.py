@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from optimize.tasks import Inputs
 
-VERSION = 2
+VERSION = 3
 
 _UNIT = 32
 """Layers' widths must be multiples of it, so that codes fill whole words of the checkpoint."""

@@ -15,6 +15,7 @@ from optimize.quantize.gptq_format import pack
 from optimize.quantize.gptq_solver import Grid, Hessian, Quantized, Solution, round_to_nearest, solve_all
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from optimize.quantize.finished import Finished
@@ -61,7 +62,7 @@ def quantize_blocks(
             groups = shared_inputs(inside, lambda run=run: run(0, rows=1))  # type: ignore[misc]
             tensors: dict[str, Tensor] = {}
             rows: list[dict[str, Any]] = []
-            for names, moment in _moments(inside, groups, batches, forwards, config.true_sequential):
+            for names, moment in _moments(inside, groups, batches, forwards, blocks.compute_dtype, config):
                 weights = [oriented(inside[name], blocks.original(f"{name}.weight")) for name in names]
                 quantized_layers = _quantize(names, weights, moment, config)
                 del moment, weights  # large, and the next passes come before their successors
@@ -89,12 +90,16 @@ def _moments(
     groups: Sequence[Sequence[str]],
     batches: Sequence[Inputs],
     forwards: Forwards,
-    sequential: bool,
+    dtype: torch.dtype | None,
+    config: Config,
 ) -> Iterator[tuple[Sequence[str], _Moment]]:
-    """(layers, their inputs' moment) in the order in which they run; the next is due when these are rounded."""
+    """(layers, their inputs' moment) in the order in which they run; the next is due when these are rounded.
+
+    Inputs count as the layers multiply them, in `dtype`.
+    """
     import torch
 
-    for step in [[group] for group in groups] if sequential else [groups]:
+    for step in [[group] for group in groups] if config.true_sequential else [groups]:
         first = [layers[names[0]] for names in step]
         hessians = [Hessian(oriented(layer).shape[1], oriented(layer).device) for layer in first]
 
@@ -103,7 +108,7 @@ def _moments(
             mask = batches[batch].get("attention_mask")
             if mask is not None and mask.size == len(tokens) and not mask.all():  # padding does not count
                 tokens = tokens[torch.from_numpy(mask.reshape(-1) != 0).to(tokens.device)]
-            hessians[layer].add(tokens)
+            hessians[layer].add(tokens if dtype is None else tokens.to(dtype))
 
         forwards.reach(first, look)
         for names in step:

@@ -15,7 +15,8 @@ et al., 2023, https://arxiv.org/abs/2307.13304, Theorem 6), which needs one Chol
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -30,12 +31,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Grid", "Hessian", "Quantized", "Solution", "round_to_nearest", "solve", "solve_all"]
 
-_ROWS = 96
+_ROWS = 192
 """Rows that a thread of the CPU solves at a time: fixed, so that no result depends on how many threads there are."""
 _DESCENTS = 2
 """Passes over the codes a round of refining: they cost little beside the least squares of the scales."""
-_STRIPS = 8
-"""Strips that a Hessian's upper half is summed up in."""
+_STRIP = 640
+"""Rows of a Hessian that are summed up at a time, right of the diagonal: wide enough to multiply fast."""
 
 
 @dataclass(frozen=True)
@@ -62,15 +63,19 @@ class Hessian:
         import torch
 
         self._sums = torch.zeros(width, width, dtype=torch.float32, device=device)
-        self._step = -(-width // _STRIPS)
         self.tokens = 0
         self.dropped = 0
         """Rows with a NaN or an infinity, which were left out."""
 
     def add(self, x: Tensor) -> None:
-        """Take in x [tokens, width], of any float type and device."""
+        """Take in x [tokens, width], of any float type and device.
+
+        Numbers in bfloat16 have products that float32 holds exactly: processors with instructions for it sum those up
+        three times as fast.
+        """
         import torch
 
+        narrow = x.dtype == torch.bfloat16
         x = x.detach().to(self._sums.device, torch.float32)
         if not bool(torch.isfinite(x.sum())):  # one cheap look first
             finite = torch.isfinite(x).all(dim=1)
@@ -80,22 +85,20 @@ class Hessian:
             return
         before, self.tokens = self.tokens, self.tokens + len(x)
 
-        def add(start: int) -> None:
-            strip, inputs = self._sums[start : start + self._step, start:], x[:, start : start + self._step]
-            strip.addmm_(inputs.T, x[:, start:], beta=before / self.tokens, alpha=1 / self.tokens)
-
-        # Only what lies on the diagonal and right of it: the matrix is symmetric, and that is
-        # little over half the work.
-        each(add, range(0, len(self._sums), self._step))
+        # Only what lies on the diagonal and right of it: the matrix is symmetric, and that is little over half the work.
+        with _read_as_bfloat16() if narrow else contextlib.nullcontext():
+            for start in range(0, len(self._sums), _STRIP):
+                strip, inputs = self._sums[start : start + _STRIP, start:], x[:, start : start + _STRIP]
+                strip.addmm_(inputs.T, x[:, start:], beta=before / self.tokens, alpha=1 / self.tokens)
 
     @property
     def matrix(self) -> Tensor:
         """float32 [width, width]; the sums' own memory, so ask for it when all is in."""
-        for start in range(0, len(self._sums), self._step):
-            rows = self._sums[start : start + self._step]
-            corner = rows[:, start : start + self._step]
+        for start in range(0, len(self._sums), _STRIP):
+            rows = self._sums[start : start + _STRIP]
+            corner = rows[:, start : start + _STRIP]
             corner.copy_(corner.triu() + corner.triu(1).T)
-            rows[:, :start] = self._sums[:start, start : start + self._step].T
+            rows[:, :start] = self._sums[:start, start : start + _STRIP].T
         return self._sums
 
 
@@ -271,6 +274,20 @@ def _factorise(hessian: Tensor, order: Tensor, damp_percent: float) -> tuple[Ten
         if damp_percent >= 1:
             raise StageError("the Hessian can't be factorised, not even with its whole mean diagonal added to it")
         damp_percent = min(2 * damp_percent, 1.0)
+
+
+@contextlib.contextmanager
+def _read_as_bfloat16() -> Iterator[None]:
+    """Inside, the CPU may take float32 factors for bfloat16 ones; it adds up in float32 all the same."""
+    import torch
+
+    settings = torch.backends.mkldnn.matmul
+    before = settings.fp32_precision
+    settings.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
