@@ -1,4 +1,4 @@
-"""The numerics of GPTQ: grids, Hessians and rounding, as functions of tensors that know no model and no file.
+"""The numerics of GPTQ: grids and rounding, as functions of tensors that know no model and no file.
 
 GPTQ (Frantar et al., 2022, https://arxiv.org/abs/2210.17323) rounds a weight matrix one input column after the other
 and moves what rounding lost onto the columns still to come, so that the layer's *output* changes least:
@@ -20,22 +20,21 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from optimize.errors import StageError
-from optimize.quantize.abreast import each
+from optimize.blockwise.abreast import each
+from optimize.blockwise.hessian import factorise
 from optimize.quantize.gptq_grid import Grid, Quantized, candidates, nearest, round_to_nearest, storable
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
-__all__ = ["Grid", "Hessian", "Quantized", "Solution", "round_to_nearest", "solve", "solve_all"]
+    from optimize.blockwise.hessian import Factors
+
+__all__ = ["Grid", "Quantized", "Solution", "round_to_nearest", "solve", "solve_all"]
 
 _ROWS = 96
 """Rows that a thread of the CPU solves at a time: fixed, so that no result depends on how many threads there are."""
 _DESCENTS = 2
 """Passes over the codes a round of refining: they cost little beside the least squares of the scales."""
-_STRIPS = 8
-"""Strips that a Hessian's upper half is summed up in."""
 
 
 @dataclass(frozen=True)
@@ -53,50 +52,6 @@ class Solution:
     """What was used: more than asked for where the Hessian was too near to singular."""
     dead: int
     """Inputs that were 0 throughout calibration; their weights are rounded to nearest."""
-
-
-class Hessian:
-    """The second moment X^T X / n of a layer's inputs, summed up in float32 as they come."""
-
-    def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
-        import torch
-
-        self._sums = torch.zeros(width, width, dtype=torch.float32, device=device)
-        self._step = -(-width // _STRIPS)
-        self.tokens = 0
-        self.dropped = 0
-        """Rows with a NaN or an infinity, which were left out."""
-
-    def add(self, x: Tensor) -> None:
-        """Take in x [tokens, width], of any float type and device."""
-        import torch
-
-        x = x.detach().to(self._sums.device, torch.float32)
-        if not bool(torch.isfinite(x.sum())):  # one cheap look first
-            finite = torch.isfinite(x).all(dim=1)
-            self.dropped += int((~finite).sum())
-            x = x[finite]
-        if not len(x):
-            return
-        before, self.tokens = self.tokens, self.tokens + len(x)
-
-        def add(start: int) -> None:
-            strip, inputs = self._sums[start : start + self._step, start:], x[:, start : start + self._step]
-            strip.addmm_(inputs.T, x[:, start:], beta=before / self.tokens, alpha=1 / self.tokens)
-
-        # Only what lies on the diagonal and right of it: the matrix is symmetric, and that is
-        # little over half the work.
-        each(add, range(0, len(self._sums), self._step))
-
-    @property
-    def matrix(self) -> Tensor:
-        """float32 [width, width]; the sums' own memory, so ask for it when all is in."""
-        for start in range(0, len(self._sums), self._step):
-            rows = self._sums[start : start + self._step]
-            corner = rows[:, start : start + self._step]
-            corner.copy_(corner.triu() + corner.triu(1).T)
-            rows[:, :start] = self._sums[:start, start : start + self._step].T
-        return self._sums
 
 
 def solve(weight: Tensor, hessian: Tensor, grid: Grid, **options: Any) -> Solution:
@@ -139,8 +94,10 @@ def solve_all(
     if not static_groups:  # groups that follow the order make the same problem, with its columns laid out anew
         layout, order = order, inputs
         hessian = hessian[layout][:, layout]
-    matrix, ridge, feedback, variances, damp_percent = _factorise(hessian, order, damp_percent)
-    problem = _Problem(grid, hessian, matrix, ridge, feedback, variances, order, block_size, scale_search, refine)
+    factors = factorise(hessian, order, damp_percent)
+    matrix = hessian.clone()
+    matrix.diagonal().add_(factors.ridge)
+    problem = _Problem(grid, hessian, matrix, factors, order, block_size, scale_search, refine)
     back = layout.argsort()
 
     def solve_rows(weight: Tensor) -> tuple[Tensor, ...]:
@@ -160,7 +117,7 @@ def solve_all(
                 error=float(torch.minimum(ours, theirs).double().sum()) / total if total else 0.0,
                 rtn_error=float(theirs.double().sum()) / total if total else 0.0,
                 rtn_rows=int((theirs < ours).sum()),
-                damp_percent=damp_percent,
+                damp_percent=factors.damp_percent,
                 dead=int((hessian.diagonal() == 0).sum()),
             )
         )
@@ -174,12 +131,8 @@ class _Problem:
     grid: Grid
     hessian: Tensor
     matrix: Tensor
-    """The Hessian with `ridge` added to its diagonal: what is minimised is tr(dW matrix dW^T)."""
-    ridge: float
-    feedback: Tensor
-    """[in, in] in the order of the loop: the share of column i's loss that goes to column j > i."""
-    variances: Tensor
-    """[in]: of each input, given those that come after it in the loop."""
+    """The Hessian with the ridge added to its diagonal: what is minimised is tr(dW matrix dW^T)."""
+    factors: Factors
     order: Tensor
     block_size: int
     scale_search: bool
@@ -193,7 +146,7 @@ class _Problem:
         group_of = torch.arange(weight.shape[1], device=weight.device) // size
         choice = candidates(weight, grid, self.scale_search)
         best = torch.zeros_like(choice[0][..., 0], dtype=torch.int64)
-        _kernel("choose", weight, self.variances, size, *choice, grid.top, best)
+        _kernel("choose", weight, self.factors.variances, size, *choice, grid.top, best)
         scales, zeros = (values.gather(2, best[..., None])[..., 0] for values in choice)
         rounded, rounded_scales = nearest(weight, scales, zeros, group_of, grid), scales.clone()
         rounded_loss = weight - scales[:, group_of] * (rounded - zeros[:, group_of])
@@ -204,7 +157,7 @@ class _Problem:
             self._refit(codes, loss, gradient, scales, zeros)
             for _ in range(_DESCENTS):
                 _kernel("descend", codes, loss, gradient, self.matrix, self.order, group_of, scales, zeros, grid.top)
-        error = _product(gradient - self.ridge * loss, loss).clamp(min=0)
+        error = _product(gradient - self.factors.ridge * loss, loss).clamp(min=0)
         better = (error <= rounded_error)[:, None]
         codes, scales = codes.where(better, rounded), scales.where(better, rounded_scales)
         whole = _product(weight @ self.hessian, weight)
@@ -218,8 +171,10 @@ class _Problem:
         target, codes, loss = weight.clone(), torch.empty_like(weight), torch.empty_like(weight)
         for start in range(0, weight.shape[1], self.block_size):
             stop = start + self.block_size
-            target[:, start:stop].addmm_(loss[:, :start], self.feedback[:start, start:stop])
-            block = [values[:, start:stop] for values in (weight, target, self.feedback[start:stop], scales, zeros)]
+            target[:, start:stop].addmm_(loss[:, :start], self.factors.feedback[:start, start:stop])
+            block = [
+                values[:, start:stop] for values in (weight, target, self.factors.feedback[start:stop], scales, zeros)
+            ]
             _kernel("sweep", *block, self.grid.top, codes[:, start:stop], loss[:, start:stop])
         back = self.order.argsort()
         return codes[:, back], loss[:, back]
@@ -241,36 +196,6 @@ class _Problem:
             gain = steps.mul_(change.where(advance, 0)[:, None])
             loss[:, part] -= gain
             gradient.addmm_(gain, self.matrix[part], alpha=-1)
-
-
-def _factorise(hessian: Tensor, order: Tensor, damp_percent: float) -> tuple[Tensor, float, Tensor, Tensor, float]:
-    """`_Problem`'s matrix, ridge, feedback and variances, and the damping that was needed."""
-    import torch
-
-    diagonal = hessian.diagonal().double()
-    if not bool(torch.isfinite(hessian).all()):
-        raise StageError("the Hessian is not finite", hint="look at what the layer is given during calibration")
-    mean = float(diagonal[diagonal > 0].mean()) if bool((diagonal > 0).any()) else 1.0
-    reverse, back = order.flip(0), order.argsort()
-    while True:
-        ridge = damp_percent * mean
-        # hessian + ridge = R D R^T with R unit upper triangular: from the lower factor of the matrix turned round.
-        # No step takes more memory, so that it is done in place; LAPACK wants what lies in columns.
-        lower = hessian[reverse][:, reverse].double().mT
-        lower.diagonal().add_(ridge)
-        failed = torch.empty((), dtype=torch.int32, device=lower.device)
-        torch.linalg.cholesky_ex(lower, out=(lower, failed))
-        if not failed:
-            roots = lower.diagonal().clone()
-            lower = lower.div_(roots).float()
-            feedback = lower.flip(0, 1).contiguous()
-            del lower
-            matrix = hessian.clone()
-            matrix.diagonal().add_(ridge)
-            return matrix, ridge, feedback, roots.square().flip(0)[back].float(), damp_percent
-        if damp_percent >= 1:
-            raise StageError("the Hessian can't be factorised, not even with its whole mean diagonal added to it")
-        damp_percent = min(2 * damp_percent, 1.0)
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from optimize.blockwise.hessian import Hessian
 from optimize.errors import StageError
 from optimize.quantize import gptq_batched, gptq_kernels
-from optimize.quantize.gptq_solver import Grid, Hessian, Quantized, round_to_nearest, solve
+from optimize.quantize.gptq_solver import Grid, Quantized, round_to_nearest, solve
 
 GRIDS = [Grid(bits, size, sym) for bits, size, sym in product((2, 3, 4, 8), (32, -1, 40), (True, False))]
 
@@ -175,27 +176,6 @@ def test_a_singular_hessian_is_damped_as_far_as_it_takes() -> None:
     hessian[5, 7] = torch.nan
     with pytest.raises(StageError, match="not finite"):
         solve(weight, hessian, Grid(4, 32, True))
-
-
-def test_a_hessian_is_the_mean_over_all_finite_tokens() -> None:
-    x = torch.randn(300, 50, generator=torch.Generator().manual_seed(0)) + 1
-    expected = x.T.double() @ x.double() / 300
-    hessian = Hessian(50)
-    for chunk in x.split([1, 128, 171]):
-        hessian.add(chunk)
-    bad = torch.ones(3, 50)
-    bad[0, 4], bad[1, 0] = torch.nan, -torch.inf
-    hessian.add(bad[:2])
-    assert (hessian.tokens, hessian.dropped) == (300, 2)
-    assert torch.allclose(hessian.matrix.double(), expected, rtol=1e-5)
-    assert torch.equal(hessian.matrix, hessian.matrix.T)
-    twice = Hessian(50)
-    twice.add(torch.cat([x, x]))
-    assert torch.allclose(twice.matrix.double(), expected, rtol=1e-5)
-    half = Hessian(50)
-    half.add(x.to(torch.bfloat16))
-    assert half.matrix.dtype == torch.float32
-    assert torch.allclose(half.matrix.double(), expected, rtol=2e-2)
 
 
 def test_rounding_to_nearest_is_off_by_half_a_step_and_constant_groups_survive() -> None:
