@@ -70,6 +70,7 @@ def solve_all(
     block_size: int = 128,
     scale_search: bool = True,
     refine: int = 2,
+    sparse: Sequence[bool] | None = None,
 ) -> list[Solution]:
     """Quantise weights [out, in], of any float type, of layers that are given the same inputs, on their device.
 
@@ -82,6 +83,7 @@ def solve_all(
     block_size: columns after which what was lost is passed on to all that follow; a matter of speed.
     scale_search: look for the grid of each group that loses least; otherwise it spans smallest and largest weight.
     refine: rounds of refining; with 0 and without search this is textbook GPTQ.
+    sparse: for each weight, whether its zeros are a mask that must stay; every grid has an exact 0.
 
     Raises `StageError` where the Hessian is not finite, or can't be factorised.
     """
@@ -100,12 +102,15 @@ def solve_all(
     problem = _Problem(grid, hessian, matrix, factors, order, block_size, scale_search, refine)
     back = layout.argsort()
 
-    def solve_rows(weight: Tensor) -> tuple[Tensor, ...]:
-        codes, *others = problem.solve(weight.detach().float()[:, layout])
+    def solve_rows(rows: tuple[Tensor, bool]) -> tuple[Tensor, ...]:
+        weight = rows[0].detach().float()[:, layout]
+        free = weight != 0 if rows[1] else torch.ones_like(weight, dtype=torch.bool)
+        codes, *others = problem.solve(weight, free)
         return codes[:, back], *others
 
     pieces = [torch.split(weight, _ROWS if weight.device.type == "cpu" else len(weight)) for weight in weights]
-    rows = [piece for split in pieces for piece in split]
+    masked = sparse or [False] * len(weights)
+    rows = [(piece, mask) for split, mask in zip(pieces, masked, strict=True) for piece in split]
     parts = iter(each(solve_rows, rows) if hessian.device.type == "cpu" else map(solve_rows, rows))
     solutions = []
     for split in pieces:
@@ -138,8 +143,11 @@ class _Problem:
     scale_search: bool
     refine: int
 
-    def solve(self, weight: Tensor) -> tuple[Tensor, ...]:
-        """Some rows' codes, scales and zeros; then their errors, those of rounding to nearest, and what they are of."""
+    def solve(self, weight: Tensor, free: Tensor) -> tuple[Tensor, ...]:
+        """Some rows' codes, scales and zeros; then their errors, those of rounding to nearest, and what they are of.
+
+        Weights that are not `free` are 0, and stay it.
+        """
         import torch
 
         grid, size = self.grid, self.grid.size(weight.shape[1])
@@ -151,31 +159,31 @@ class _Problem:
         rounded, rounded_scales = nearest(weight, scales, zeros, group_of, grid), scales.clone()
         rounded_loss = weight - scales[:, group_of] * (rounded - zeros[:, group_of])
         rounded_error = _product(rounded_loss @ self.hessian, rounded_loss)
-        codes, loss = self._sweep(weight, scales[:, group_of], zeros[:, group_of])
+        codes, loss = self._sweep(weight, free, scales[:, group_of], zeros[:, group_of])
         gradient = loss @ self.matrix
         for _ in range(self.refine):
             self._refit(codes, loss, gradient, scales, zeros)
             for _ in range(_DESCENTS):
-                _kernel("descend", codes, loss, gradient, self.matrix, self.order, group_of, scales, zeros, grid.top)
+                grids = (group_of, scales, zeros, grid.top)
+                _kernel("descend", codes, loss, gradient, self.matrix, free, self.order, *grids)
         error = _product(gradient - self.factors.ridge * loss, loss).clamp(min=0)
         better = (error <= rounded_error)[:, None]
         codes, scales = codes.where(better, rounded), scales.where(better, rounded_scales)
         whole = _product(weight @ self.hessian, weight)
         return codes.to(torch.uint8), scales, zeros.to(torch.uint8), error, rounded_error, whole
 
-    def _sweep(self, weight: Tensor, scales: Tensor, zeros: Tensor) -> tuple[Tensor, Tensor]:
+    def _sweep(self, weight: Tensor, free: Tensor, scales: Tensor, zeros: Tensor) -> tuple[Tensor, Tensor]:
         """GPTQ's column loop. Codes, and the weight less what they stand for, [rows, in]; so are scales and zeros."""
         import torch
 
-        weight, scales, zeros = (values[:, self.order] for values in (weight, scales, zeros))
+        weight, free, scales, zeros = (values[:, self.order] for values in (weight, free, scales, zeros))
         target, codes, loss = weight.clone(), torch.empty_like(weight), torch.empty_like(weight)
+        feedback = self.factors.feedback
         for start in range(0, weight.shape[1], self.block_size):
-            stop = start + self.block_size
-            target[:, start:stop].addmm_(loss[:, :start], self.factors.feedback[:start, start:stop])
-            block = [
-                values[:, start:stop] for values in (weight, target, self.factors.feedback[start:stop], scales, zeros)
-            ]
-            _kernel("sweep", *block, self.grid.top, codes[:, start:stop], loss[:, start:stop])
+            part = slice(start, start + self.block_size)
+            target[:, part].addmm_(loss[:, :start], feedback[:start, part])
+            block = (weight[:, part], target[:, part], free[:, part], feedback[part, part])
+            _kernel("sweep", *block, scales[:, part], zeros[:, part], self.grid.top, codes[:, part], loss[:, part])
         back = self.order.argsort()
         return codes[:, back], loss[:, back]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from optimize.blockwise.hessian import Hessian
 from optimize.errors import StageError
 from optimize.quantize import gptq_batched, gptq_kernels
-from optimize.quantize.gptq_solver import Grid, Quantized, round_to_nearest, solve
+from optimize.quantize.gptq_solver import Grid, Quantized, round_to_nearest, solve, solve_all
 
 GRIDS = [Grid(bits, size, sym) for bits, size, sym in product((2, 3, 4, 8), (32, -1, 40), (True, False))]
 
@@ -206,6 +206,8 @@ def test_batched_loops_do_what_compiled_ones_do() -> None:
     group_of = torch.arange(96) // 40
     scales = (torch.rand(20, 3, 5) + 0.2) * torch.tensor([1, -1, 1, -1, 1])
     zeros = torch.full_like(scales, 4)
+    free = torch.rand(20, 96) > 0.2
+    weight *= free
     results = []
     for device in ("compiled", "batched"):
         kernels = _kernels(device)
@@ -214,11 +216,12 @@ def test_batched_loops_do_what_compiled_ones_do() -> None:
         s, z = (values.gather(2, best[..., None])[..., 0] for values in (scales, zeros))
         codes, loss = torch.empty(20, 96), torch.empty(20, 96)
         feedback = torch.triu(torch.full((96, 96), 0.01), 1)
-        kernels["sweep"](weight, weight.clone(), feedback, s[:, group_of], z[:, group_of], 7, codes, loss)
+        kernels["sweep"](weight, weight.clone(), free, feedback, s[:, group_of], z[:, group_of], 7, codes, loss)
         swept = codes.clone()
         gradient = loss @ hessian
-        kernels["descend"](codes, loss, gradient, hessian, torch.arange(95, -1, -1), group_of, s, z, 7)
+        kernels["descend"](codes, loss, gradient, hessian, free, torch.arange(95, -1, -1), group_of, s, z, 7)
         results.append((best, swept, codes, loss, gradient))
+        assert bool((codes == z[:, group_of])[~free].all())
     (best, swept, codes, loss, gradient), others = results
     assert torch.equal(best, others[0])
     for ours, theirs in ((swept, others[1]), (codes, others[2])):
@@ -236,6 +239,19 @@ def test_a_gpu_finds_the_same(grid: Grid) -> None:
     assert there.quantized.codes.is_cuda
     assert there.error == pytest.approx(here.error, rel=0.05)
     assert there.rtn_error == pytest.approx(here.rtn_error, rel=0.01)
+
+
+@pytest.mark.parametrize("static", [True, False])
+@pytest.mark.parametrize("grid", [Grid(4, 32, True), Grid(3, 40, False), Grid(2, -1, True)], ids=str)
+def test_zeros_of_a_sparse_weight_stay_and_those_of_a_dense_one_may_move(grid: Grid, static: bool) -> None:
+    weight, hessian = problem()
+    weight *= torch.rand(48, 96, generator=torch.Generator().manual_seed(2)) < 0.5
+    sparse, dense = solve_all([weight, weight], hessian, grid, static_groups=static, sparse=[True, False])
+    pruned = weight == 0
+    assert bool((sparse.quantized.dequantize()[pruned] == 0).all())
+    assert bool((dense.quantized.dequantize()[pruned] != 0).any())
+    assert dense.error < sparse.error < 0.8 * sparse.rtn_error
+    assert sparse.error == pytest.approx(error_of(weight, hessian, sparse.quantized), rel=2e-3)
 
 
 def test_it_solves_under_inference_mode() -> None:
