@@ -108,10 +108,7 @@ def layers_inside(
         for name, layer in checkpoint.linear_layers(model).items()
         if any(blocks.holds(index, name) for index in range(len(blocks.names)))
     }
-    chosen = set(checkpoint.matching(inside, targets, "targets")) - set(checkpoint.matching(inside, ignore))
-    if not chosen:
-        raise StageError("no linear layer is left", hint="look at `targets` and `ignore`")
-    return {name: layer for name, layer in inside.items() if name in chosen}, sorted(inside.keys() - chosen)
+    return checkpoint.choose(inside, targets, ignore)
 
 
 def activation_bytes(model: Any, layers: Mapping[str, nn.Module], batches: Sequence[Inputs]) -> int:
