@@ -11,7 +11,8 @@ checkpoint, which loads in transformers, GPTQModel and vLLM.
 
 The model's linear layers are quantised block by block, on what the quantised blocks before them put out. One block's
 weights are in memory at a time, read from the checkpoint when its turn comes; a killed run goes on behind the last
-finished block. What stands outside the blocks (embeddings, the head but for `lm_head: true`) stays in float.
+finished block. What stands outside the blocks (embeddings, the head but for `lm_head: true`) stays in float. Zeros of a
+pruned model stay zeros (`prune: unstructured`).
 
 `details["layers"]` lists for each layer the share of its output's energy that quantisation changed (`error`) and the
 same of rounding to nearest (`rtn_error`).
@@ -39,6 +40,7 @@ from optimize.config import Block
 from optimize.context import Context
 from optimize.errors import StageError
 from optimize.planning import resolve_config
+from optimize.prune.masks import pruned_layers
 from optimize.quantize import checkpoint
 from optimize.quantize.gptq_format import quantization_config
 from optimize.quantize.gptq_layers import quantize_layers
@@ -127,8 +129,9 @@ def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
         device = torch.device(config.device)
         in_memory = activation_bytes(model, layers, batches) <= config.activations_mb * 10**6
         finished = Finished(context.scratch / "blocks", in_memory=in_memory, device=device)
+        sparse = pruned_layers(artifact)
         with blocks.opened(device):
-            _quantize(blocks, layers, batches, config, finished, context.update)
+            _quantize(blocks, layers, batches, config, finished, context.update, sparse)
     rows = layer_rows(finished)
     _warn(rows, context)
     _write(artifact, settings, config, context, tensors, finished.tensors(), kept, blocks.prefix)
@@ -173,8 +176,9 @@ def _quantize(
     config: Config,
     finished: Finished,
     update: Callable[[float, float, str], None],
+    sparse: frozenset[str] = frozenset(),
 ) -> None:
-    change = partial(quantize_layers, config=config)
+    change = partial(quantize_layers, config=config, sparse=sparse)
     change_layers(blocks, layers, batches, change, finished, update, sequential=config.true_sequential)
 
 

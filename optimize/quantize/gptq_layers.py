@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from optimize.quantize.gptq import Config
 
 
-def quantize_layers(names: Sequence[str], weights: Sequence[Tensor], moment: Moment, config: Config) -> list[Changed]:
-    """Codes for each layer. `weights` [out, in] are as the checkpoint has them."""
+def quantize_layers(
+    names: Sequence[str], weights: Sequence[Tensor], moment: Moment, config: Config, sparse: frozenset[str]
+) -> list[Changed]:
+    """Codes for each layer. `weights` [out, in] are as the checkpoint has them; zeros of the `sparse` ones stay it."""
     grid = Grid(config.bits, config.group_size, config.sym)
     results: list[tuple[Quantized, dict[str, Any]]]
     if moment.tokens:
@@ -29,6 +31,7 @@ def quantize_layers(names: Sequence[str], weights: Sequence[Tensor], moment: Mom
             static_groups=config.static_groups,
             block_size=config.block_size,
             scale_search=config.scale_search,
+            sparse=[name in sparse for name in names],
         )
         results = [(solution.quantized, _facts(solution, moment, config)) for solution in solutions]
     else:
