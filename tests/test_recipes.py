@@ -115,6 +115,8 @@ SHRUNK: dict[str, list[str]] = {
     ],
     "smollm2-sparse": [
         *LANGUAGE_MODEL,
+        "data.max_windows=8",
+        "stages.magnitude.targets=['*.layers.[01].*']",
         "stages.wanda.calibration={num_samples: 4, max_length: 64}",
         "stages.wanda.targets=['*.layers.[01].*']",
         "stages.sparsegpt.calibration={num_samples: 4, max_length: 64}",

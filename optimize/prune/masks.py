@@ -48,6 +48,8 @@ def sparsity(artifact: Artifact) -> float | None:
     from optimize.quantize.gptq_format import load_layer, quantized_layers
 
     layers = pruned_layers(artifact)
+    if not layers:
+        return None
     packed = quantized_layers(artifact.path)
     settings = json.loads((artifact.path / checkpoint.CONFIG).read_bytes())
     tensors = checkpoint_tensors(artifact.path, checkpoint.empty_model(artifact, settings))
@@ -96,7 +98,13 @@ class Held:
 
 def _without(mask: Tensor) -> Any:
     """A gradient's hook: none of it where the mask is."""
-    return lambda gradient: gradient.masked_fill(mask.to(gradient.device), 0)
+
+    def hook(gradient: Tensor) -> Tensor:
+        nonlocal mask
+        mask = mask.to(gradient.device)
+        return gradient.masked_fill(mask, 0)
+
+    return hook
 
 
 def _weights(model: nn.Module, layers: frozenset[str]) -> dict[str, nn.Parameter]:

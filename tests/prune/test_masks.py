@@ -207,6 +207,7 @@ def test_torchao_keeps_them(sparse_llama: Artifact, text_context: Callable[[], C
     model = AutoModelForCausalLM.from_pretrained(result.path, device_map={"": "cpu"})
     for name, zeros in pruned(sparse_llama).items():
         assert bool((model.get_submodule(name).weight.dequantize()[zeros] == 0).all())
+    assert masks.sparsity(result) is None
 
 
 def onnx_products(artifact: Artifact) -> dict[str, np.ndarray]:
