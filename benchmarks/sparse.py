@@ -110,7 +110,7 @@ def wanda(weight: Any, moment: Any, sparsity: float, pattern: str) -> Any:
     scores = weight.abs() * moment.diagonal().sqrt()
     zeros, of = map(int, pattern.split(":")) if pattern else (int(weight.shape[1] * sparsity), weight.shape[1])
     groups = scores.reshape(-1, of)
-    mask = torch.zeros_like(groups, dtype=torch.bool).scatter_(1, groups.argsort(1, stable=True)[:, :zeros], True)
+    mask = torch.zeros_like(groups, dtype=torch.bool).scatter_(1, groups.argsort(dim=1, stable=True)[:, :zeros], True)
     return weight.masked_fill(mask.view_as(weight), 0)
 
 
