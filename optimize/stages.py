@@ -56,8 +56,10 @@ class Entry:
     aside: tuple[str, ...] = ()
     """Fields of the Config that change no byte of the result (where curves are logged); they stay out of the key."""
     refuses: Mapping[str, str] = field(default_factory=dict)
-    """Task, or task and mode (`summarization static`) -> why the method does nothing for its models; said when a recipe
-    is validated."""
+    """Task, or task and value of `variant` (`summarization static`) -> why the method does nothing for its models; said
+    when a recipe is validated."""
+    variant: str = "mode"
+    """The field of the Config, where it has one, that a key of `refuses` may name a value of."""
     only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """A setting that only some of the formats in `takes` allow, as `field: value` -> those formats."""
 
@@ -105,6 +107,26 @@ _BUILT_IN = (
         libraries=("torch", "transformers", "accelerate", "safetensors"),
         splits=("train", "validation"),
         aside=("report_to", "save_steps"),
+    ),
+    Entry(
+        verb="prune",
+        method="unstructured",
+        module="optimize.prune.unstructured",
+        takes=("transformers",),
+        gives="transformers",
+        summary="Zeros in place of single weights: magnitude, Wanda, SparseGPT.",
+        libraries=("torch", "transformers", "tokenizers", "numba", "safetensors"),
+        splits=("calibration",),
+        aside=("activations_mb",),
+        variant="importance",
+        refuses={
+            f"{task} {importance}": f"importance: {importance} {why}; magnitude serves it"
+            for importance in ("wanda", "sparsegpt")
+            for task, why in (
+                *((task, "goes through the blocks of one stack of layers alone") for task in _TEXT_TO_TEXT),
+                ("image-classification", "goes through the blocks of a model that reads tokens"),
+            )
+        },
     ),
     Entry(
         verb="quantize",

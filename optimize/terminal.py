@@ -124,6 +124,8 @@ class ResultTable:
             if console.measure(table, options=roomy).maximum <= options.max_width:
                 break
         yield table
+        for note in self.content.notes:
+            yield safe(note, "dim")
 
     def _drawn(self, first: str, second: str) -> Table:
         """`first` stands between a value and its change, `second` between that and its interval."""

@@ -113,6 +113,18 @@ SHRUNK: dict[str, list[str]] = {
         "gates=[{metric: perplexity, max_ratio: 1.5}, {metric: size, max_ratio: 0.9}]",
         "promote=null",
     ],
+    "smollm2-sparse": [
+        *LANGUAGE_MODEL,
+        "data.max_windows=8",
+        "stages.magnitude.targets=['*.layers.[01].*']",
+        "stages.wanda.calibration={num_samples: 4, max_length: 64}",
+        "stages.wanda.targets=['*.layers.[01].*']",
+        "stages.sparsegpt.calibration={num_samples: 4, max_length: 64}",
+        "stages.sparsegpt.targets=['*.layers.[01].*']",
+        "stages.gptq.calibration={num_samples: 4, max_length: 64}",
+        "stages.gptq.targets=['*.layers.[01].*']",
+        "gates=[{metric: perplexity, max_ratio: 1.5, on: [wanda, sparsegpt, gptq]}, {metric: size, max_ratio: 1.01}]",
+    ],
     "smollm2-int8": [*LANGUAGE_MODEL, "gates=[{metric: perplexity, max_ratio: 1.5}, {metric: size, max_ratio: 0.45}]"],
     "smollm2-nf4": [
         *LANGUAGE_MODEL,

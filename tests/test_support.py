@@ -202,7 +202,7 @@ def test_cell(cell: Cell, rooms: Callable[[str], Room]) -> None:
 def test_what_is_refused_is_said_beforehand(refused: str, entry: Entry, pico_model: Path, rows: Path) -> None:
     task, _, mode = refused.partition(" ")
     way = [] if "transformers" in entry.takes else [{"export": entry.takes[0]}]
-    said = {"name": "refused", "backend": entry.backend, "mode": mode or support.modes(entry)[0]}
+    said = {"name": "refused", "backend": entry.backend, entry.variant: mode or support.modes(entry)[0]}
     stage = {entry.verb: entry.method, **{key: value for key, value in said.items() if value}}
     recipe = {
         "version": 1,

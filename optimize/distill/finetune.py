@@ -30,6 +30,7 @@ from optimize.artifact import Artifact, sync_tree
 from optimize.config import Block
 from optimize.context import Context
 from optimize.errors import StageError
+from optimize.prune.masks import Held
 from optimize.quiet import quiet
 from optimize.runtimes import pytorch
 from optimize.runtimes.transformers import TorchRunner
@@ -90,6 +91,7 @@ def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
         preprocessor = task.preprocessor(artifact.path, trust_remote_code=trust)
         preprocessor.save_pretrained(context.directory)  # before use, which leaves its truncation in what is saved
         model = task.load_model(artifact.path, spec, trust_remote_code=trust)
+        masks = Held(artifact, model)
         if artifact.format == "pytorch":
             trained, details = train(_with_loss(model), preprocessor, spec, config, context)
             pytorch.save(trained.module, context.directory, pytorch.described(artifact.path, spec))
@@ -97,6 +99,7 @@ def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
             # The Trainer writes no paths, but the model remembers where it came from.
             model.config._name_or_path = ""
             trained, details = train(model, preprocessor, spec, config, context)
+            masks.finish(trained, context.directory)
             trained.save_pretrained(context.directory)
     return Artifact.from_directory(
         context.directory, format=artifact.format, task=spec, details=details, trust_remote_code=trust

@@ -19,6 +19,7 @@ from optimize.evaluate.measured import Measured, measure_processes, slots_of
 from optimize.evaluate.outputs import Outputs
 from optimize.evaluate.scores import Scores
 from optimize.evaluate.types import CONFIDENCE, TIMES, Comparison, Unit, times_of, to_plain
+from optimize.prune import masks
 
 if TYPE_CHECKING:
     from optimize.data import Data
@@ -100,6 +101,8 @@ class Evaluation:
                 self.scores[name][metric] = to_plain({"value": found.estimate, "ci": found.ci, "n": found.n})
             if self.settings.fidelity:
                 self.scores[name]["fidelity"] = self._fidelity(name)
+            if masks.FILE in artifact.files:
+                self.scores[name]["sparsity"] = self._sparsity(artifact)
             if name != self.baseline and (flips := self._flips(name, artifact)):
                 self.sidecars[f"flips.{name}"] = flips
         if self.settings.latency or self.settings.peak_memory:
@@ -186,6 +189,9 @@ class Evaluation:
             key = {"reference": reference.digest, **self._outputs.key(artifact)}
             found[role] = self._store.value("fidelity", key, work_out)
         return found
+
+    def _sparsity(self, artifact: Artifact) -> float | None:
+        return self._store.value("sparsity", {"artifact": artifact.digest}, lambda: masks.sparsity(artifact))  # type: ignore[no-any-return]
 
     def _flips(self, name: str, artifact: Artifact) -> Path | None:
         """A JSON line for each answer that is not the baseline's; None where the task can't tell."""

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from optimize.artifact import Artifact
+from optimize.blockwise.lazy_weights import checkpoint_tensors
 from optimize.errors import StageError
 from optimize.quantize import checkpoint
-from optimize.quantize.lazy_weights import checkpoint_tensors
 from optimize.runtimes.quantized import load_library
 
 if TYPE_CHECKING:

@@ -108,6 +108,18 @@ def matching(layers: Iterable[str], globs: tuple[str, ...], knob: str = "ignore"
     return [name for name in names if any(fnmatchcase(name, glob) for glob in globs)]
 
 
+def choose(
+    layers: Mapping[str, Any], targets: tuple[str, ...], ignore: tuple[str, ...]
+) -> tuple[dict[str, Any], list[str]]:
+    """(the layers that the globs choose, names of the others). Raises `StageError` where a glob matches nothing, or
+    nothing is left.
+    """
+    chosen = set(matching(layers, targets, "targets")) - set(matching(layers, ignore))
+    if not chosen:
+        raise StageError("no linear layer is left", hint="look at `targets` and `ignore`")
+    return {name: layer for name, layer in layers.items() if name in chosen}, sorted(layers.keys() - chosen)
+
+
 def _converted(shard: Path, convert: Convert) -> dict[str, torch.Tensor]:
     from safetensors import SafetensorError, safe_open
 

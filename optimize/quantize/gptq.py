@@ -11,7 +11,8 @@ checkpoint, which loads in transformers, GPTQModel and vLLM.
 
 The model's linear layers are quantised block by block, on what the quantised blocks before them put out. One block's
 weights are in memory at a time, read from the checkpoint when its turn comes; a killed run goes on behind the last
-finished block. What stands outside the blocks (embeddings, the head but for `lm_head: true`) stays in float.
+finished block. What stands outside the blocks (embeddings, the head but for `lm_head: true`) stays in float. Zeros of a
+pruned model stay zeros (`prune: unstructured`).
 
 `details["layers"]` lists for each layer the share of its output's energy that quantisation changed (`error`) and the
 same of rounding to nearest (`rtn_error`).
@@ -20,6 +21,7 @@ same of rounding to nearest (`rtn_error`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
@@ -28,19 +30,21 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_validator
 
 from optimize.artifact import Artifact
+from optimize.blockwise.abreast import memory_returned, threads
+from optimize.blockwise.blocks import Blocks
+from optimize.blockwise.finished import Finished
+from optimize.blockwise.lazy_weights import Stored, checkpoint_tensors, write_checkpoint
+from optimize.blockwise.sequence import activation_bytes, change_layers, layer_rows, layers_inside, oriented
 from optimize.calibration import Calibration, calibration_batches
 from optimize.config import Block
 from optimize.context import Context
 from optimize.errors import StageError
 from optimize.planning import resolve_config
+from optimize.prune.masks import pruned_layers
 from optimize.quantize import checkpoint
-from optimize.quantize.abreast import memory_returned, threads
-from optimize.quantize.blocks import Blocks
-from optimize.quantize.finished import Finished
-from optimize.quantize.gptq_blocks import oriented, quantize_blocks
 from optimize.quantize.gptq_format import quantization_config
+from optimize.quantize.gptq_layers import quantize_layers
 from optimize.quantize.gptq_solver import Grid
-from optimize.quantize.lazy_weights import Stored, checkpoint_tensors, write_checkpoint
 from optimize.quiet import quiet
 
 if TYPE_CHECKING:
@@ -123,11 +127,12 @@ def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
         layers, kept = _chosen(model, blocks, config)
         batches = calibration_batches(artifact, config.calibration, context)
         device = torch.device(config.device)
-        in_memory = _activation_bytes(model, layers, batches) <= config.activations_mb * 10**6
+        in_memory = activation_bytes(model, layers, batches) <= config.activations_mb * 10**6
         finished = Finished(context.scratch / "blocks", in_memory=in_memory, device=device)
+        sparse = pruned_layers(artifact)
         with blocks.opened(device):
-            quantize_blocks(blocks, layers, batches, config, finished, context.update)
-    rows = _rows(finished)
+            _quantize(blocks, layers, batches, config, finished, context.update, sparse)
+    rows = layer_rows(finished)
     _warn(rows, context)
     _write(artifact, settings, config, context, tensors, finished.tensors(), kept, blocks.prefix)
     return Artifact.from_directory(
@@ -160,8 +165,21 @@ def apply_to(model: Any, config: Config, batches: Sequence[Inputs]) -> list[dict
         head.weight = type(head.weight)(head.weight.detach().clone())
     with TemporaryDirectory() as scratch, quiet(), threads(config.threads), blocks.opened(model.device):
         finished = Finished(Path(scratch), in_memory=True, device=model.device)
-        quantize_blocks(blocks, layers, batches, config, finished, lambda *_: None)
-        return _rows(finished)
+        _quantize(blocks, layers, batches, config, finished, lambda *_: None)
+        return layer_rows(finished)
+
+
+def _quantize(
+    blocks: Blocks,
+    layers: Mapping[str, nn.Module],
+    batches: Sequence[Inputs],
+    config: Config,
+    finished: Finished,
+    update: Callable[[float, float, str], None],
+    sparse: frozenset[str] = frozenset(),
+) -> None:
+    change = partial(quantize_layers, config=config, sparse=sparse)
+    change_layers(blocks, layers, batches, change, finished, update, sequential=config.true_sequential)
 
 
 def _chosen(model: Any, blocks: Blocks, config: Config) -> tuple[dict[str, nn.Module], list[str]]:
@@ -169,20 +187,12 @@ def _chosen(model: Any, blocks: Blocks, config: Config) -> tuple[dict[str, nn.Mo
 
     Raises `StageError` where a glob matches nothing, or a layer's widths don't fit the grid or the checkpoint.
     """
-    inside = {
-        name: layer
-        for name, layer in checkpoint.linear_layers(model).items()
-        if any(blocks.holds(index, name) for index in range(len(blocks.names)))
-    }
-    chosen = set(checkpoint.matching(inside, config.targets, "targets"))
-    chosen -= set(checkpoint.matching(inside, config.ignore))
-    if not chosen:
-        raise StageError("no linear layer is left to quantise", hint="look at `targets` and `ignore`")
-    shapes = {name: tuple(oriented(layer).shape) for name, layer in inside.items() if name in chosen}
+    chosen, kept = layers_inside(model, blocks, config.targets, config.ignore)
+    shapes = {name: tuple(oriented(layer).shape) for name, layer in chosen.items()}
     size = config.group_size
     _refuse(f"group_size {size} does not divide the inputs of", shapes, lambda _, i: size != -1 and i % size != 0)
     _refuse(f"no multiples of {_UNIT} are the widths of", shapes, lambda o, i: bool(o % _UNIT or i % _UNIT))
-    return {name: inside[name] for name in shapes}, sorted(inside.keys() - chosen)
+    return chosen, kept
 
 
 def _refuse(problem: str, shapes: Mapping[str, tuple[int, ...]], applies: Callable[[int, int], bool]) -> None:
@@ -248,18 +258,6 @@ def _write(
         settings["tie_word_embeddings"] = False
     checkpoint.write_json(context.directory / "quantize_config.json", described)
     checkpoint.write_json(context.directory / checkpoint.CONFIG, {**settings, "quantization_config": described})
-
-
-def _activation_bytes(model: Any, layers: Mapping[str, nn.Module], batches: list[Inputs]) -> int:
-    """Of all batches waiting at the widest layer: the block's input, its output, its residual and the layer's input."""
-    embedding = model.get_input_embeddings().weight
-    widest = max(oriented(layer).shape[1] for layer in layers.values())
-    tokens = sum(batch["input_ids"].size for batch in batches)
-    return int(tokens * (3 * embedding.shape[1] + widest) * embedding.element_size())
-
-
-def _rows(finished: Finished) -> list[dict[str, Any]]:
-    return [row for step in finished.facts() for row in step["layers"]]
 
 
 def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ def choose(
 def sweep(
     weight: Tensor,
     target: Tensor,
+    free: Tensor,
     feedback: Tensor,
     scales: Tensor,
     zeros: Tensor,
@@ -36,7 +37,8 @@ def sweep(
     aims = target.clone()
     for column in range(weight.shape[1]):
         scale, zero = scales[:, column], zeros[:, column]
-        codes[:, column] = ((aims[:, column] / scale).round() + zero).clamp(0, top)
+        code = ((aims[:, column] / scale).round() + zero).clamp(0, top)
+        codes[:, column] = code.where(free[:, column], zero)
         loss[:, column] = weight[:, column] - scale * (codes[:, column] - zero)
         aims[:, column + 1 :].addr_(loss[:, column], feedback[column, column + 1 :])
 
@@ -46,6 +48,7 @@ def descend(
     loss: Tensor,
     gradient: Tensor,
     matrix: Tensor,
+    free: Tensor,
     order: Tensor,
     group_of: Tensor,
     scales: Tensor,
@@ -56,7 +59,7 @@ def descend(
         group = group_of[column]
         scale, zero, old = scales[:, group], zeros[:, group], codes[:, column]
         aim = old - zero + gradient[:, column] / (matrix[column, column] * scale)
-        new = (aim.round() + zero).clamp(0, top)
+        new = (aim.round() + zero).clamp(0, top).where(free[:, column], old)
         change = scale * (new - old)
         codes[:, column] = new
         loss[:, column] -= change

@@ -26,6 +26,7 @@ from optimize.config import Block
 from optimize.context import Context
 from optimize.errors import StageError
 from optimize.planning import resolve_config
+from optimize.prune.masks import pruned_layers
 from optimize.quantize import checkpoint
 from optimize.quantize.gptq_format import quantization_config, quantized_layers
 from optimize.quantize.gptq_solver import Grid
@@ -70,6 +71,8 @@ def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise StageError("no CUDA device", hint="set device: cpu")
     settings = checkpoint.float_config(artifact)
+    if pruned_layers(artifact):
+        context.warn("gptqmodel knows no masks: zeros of the pruned model don't stay zeros; leave `backend` out")
     rows = [
         {"input_ids": ids[None], "attention_mask": mask[None]}
         for batch in calibration_batches(artifact, config.calibration, context)

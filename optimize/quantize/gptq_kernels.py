@@ -55,7 +55,8 @@ def choose(
 
 
 @njit(
-    "(float32[:,:], float32[:,:], float32[:,:], float32[:,:], float32[:,:], float32, float32[:,:], float32[:,:])",
+    "(float32[:,:], float32[:,:], boolean[:,:], float32[:,:], float32[:,:], float32[:,:], float32, "
+    "float32[:,:], float32[:,:])",
     nogil=True,
     error_model="numpy",
     fastmath={"contract"},
@@ -63,6 +64,7 @@ def choose(
 def sweep(
     weight: _Array,
     target: _Array,
+    free: _Array,
     feedback: _Array,
     scales: _Array,
     zeros: _Array,
@@ -72,8 +74,9 @@ def sweep(
 ) -> None:
     """Round one column after the other; what each loses is passed on to those on its right.
 
-    weight, target (weight plus what earlier blocks passed on), scales and zeros [rows, columns], feedback [columns,
-    columns], of which what lies above the diagonal is used; out: codes and loss [rows, columns].
+    weight, target (weight plus what earlier blocks passed on), free (bool; what is not gets the code of 0), scales and
+    zeros [rows, columns], feedback [columns, columns], of which what lies above the diagonal is used; out: codes and
+    loss [rows, columns].
     """
     rows, columns = weight.shape
     # Transposed, with rows in the lanes: columns depend on each other, rows do not.
@@ -81,6 +84,7 @@ def sweep(
     losses = np.zeros((columns, _LANES), np.float32)
     steps = np.ones((columns, _LANES), np.float32)
     middles = np.zeros((columns, _LANES), np.float32)
+    moves = np.ones((columns, _LANES), np.bool_)
     lost = np.zeros(_LANES, np.float32)
     for first in range(0, rows, _LANES):
         count = min(_LANES, rows - first)
@@ -90,10 +94,12 @@ def sweep(
                 losses[column, lane] = weight[first + lane, column]
                 steps[column, lane] = scales[first + lane, column]
                 middles[column, lane] = zeros[first + lane, column]
+                moves[column, lane] = free[first + lane, column]
         for column in range(columns):
             for lane in range(_LANES):
                 step, middle = steps[column, lane], middles[column, lane]
                 code = min(max(np.rint(aims[column, lane] / step) + middle, np.float32(0)), top)
+                code = code if moves[column, lane] else middle
                 aims[column, lane] = code
                 lost[lane] = losses[column, lane] - step * (code - middle)
                 losses[column, lane] = lost[lane]
@@ -108,7 +114,7 @@ def sweep(
 
 
 @njit(
-    "(float32[:,::1], float32[:,::1], float32[:,::1], float32[:,::1], int64[::1], int64[::1], "
+    "(float32[:,::1], float32[:,::1], float32[:,::1], float32[:,::1], boolean[:,::1], int64[::1], int64[::1], "
     "float32[:,::1], float32[:,::1], float32)",
     nogil=True,
     error_model="numpy",
@@ -119,6 +125,7 @@ def descend(
     loss: _Array,
     gradient: _Array,
     matrix: _Array,
+    free: _Array,
     order: _Array,
     group_of: _Array,
     scales: _Array,
@@ -127,12 +134,15 @@ def descend(
 ) -> None:
     """Visit each column once and give it the code that is best while all the others stay.
 
-    matrix [width, width], order and group_of int64 [width], scales and zeros [rows, groups];
+    matrix [width, width], free (bool; what is not is passed over) [rows, width], order and group_of int64 [width],
+    scales and zeros [rows, groups];
     in and out: codes, loss (weight - rounded weight) and gradient (loss @ matrix), [rows, width].
     """
     for row in range(len(codes)):
         pull = gradient[row]
         for column in order:
+            if not free[row, column]:
+                continue
             scale, zero = scales[row, group_of[column]], zeros[row, group_of[column]]
             old = codes[row, column]
             aim = old - zero + pull[column] / (matrix[column, column] * scale)

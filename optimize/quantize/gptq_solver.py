@@ -1,4 +1,4 @@
-"""The numerics of GPTQ: grids, Hessians and rounding, as functions of tensors that know no model and no file.
+"""The numerics of GPTQ: grids and rounding, as functions of tensors that know no model and no file.
 
 GPTQ (Frantar et al., 2022, https://arxiv.org/abs/2210.17323) rounds a weight matrix one input column after the other
 and moves what rounding lost onto the columns still to come, so that the layer's *output* changes least:
@@ -15,28 +15,26 @@ et al., 2023, https://arxiv.org/abs/2307.13304, Theorem 6), which needs one Chol
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from optimize.errors import StageError
-from optimize.quantize.abreast import each
+from optimize.blockwise.abreast import each
+from optimize.blockwise.hessian import factorise
 from optimize.quantize.gptq_grid import Grid, Quantized, candidates, nearest, round_to_nearest, storable
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
-__all__ = ["Grid", "Hessian", "Quantized", "Solution", "round_to_nearest", "solve", "solve_all"]
+    from optimize.blockwise.hessian import Factors
+
+__all__ = ["Grid", "Quantized", "Solution", "round_to_nearest", "solve", "solve_all"]
 
 _ROWS = 192
 """Rows that a thread of the CPU solves at a time: fixed, so that no result depends on how many threads there are."""
 _DESCENTS = 2
 """Passes over the codes a round of refining: they cost little beside the least squares of the scales."""
-_STRIP = 640
-"""Rows of a Hessian that are summed up at a time, right of the diagonal: wide enough to multiply fast."""
 
 
 @dataclass(frozen=True)
@@ -56,52 +54,6 @@ class Solution:
     """Inputs that were 0 throughout calibration; their weights are rounded to nearest."""
 
 
-class Hessian:
-    """The second moment X^T X / n of a layer's inputs, summed up in float32 as they come."""
-
-    def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
-        import torch
-
-        self._sums = torch.zeros(width, width, dtype=torch.float32, device=device)
-        self.tokens = 0
-        self.dropped = 0
-        """Rows with a NaN or an infinity, which were left out."""
-
-    def add(self, x: Tensor) -> None:
-        """Take in x [tokens, width], of any float type and device.
-
-        Numbers in bfloat16 have products that float32 holds exactly: processors with instructions for it sum those up
-        three times as fast.
-        """
-        import torch
-
-        narrow = x.dtype == torch.bfloat16
-        x = x.detach().to(self._sums.device, torch.float32)
-        if not bool(torch.isfinite(x.sum())):  # one cheap look first
-            finite = torch.isfinite(x).all(dim=1)
-            self.dropped += int((~finite).sum())
-            x = x[finite]
-        if not len(x):
-            return
-        before, self.tokens = self.tokens, self.tokens + len(x)
-
-        # Only what lies on the diagonal and right of it: the matrix is symmetric, and that is little over half the work.
-        with _read_as_bfloat16() if narrow else contextlib.nullcontext():
-            for start in range(0, len(self._sums), _STRIP):
-                strip, inputs = self._sums[start : start + _STRIP, start:], x[:, start : start + _STRIP]
-                strip.addmm_(inputs.T, x[:, start:], beta=before / self.tokens, alpha=1 / self.tokens)
-
-    @property
-    def matrix(self) -> Tensor:
-        """float32 [width, width]; the sums' own memory, so ask for it when all is in."""
-        for start in range(0, len(self._sums), _STRIP):
-            rows = self._sums[start : start + _STRIP]
-            corner = rows[:, start : start + _STRIP]
-            corner.copy_(corner.triu() + corner.triu(1).T)
-            rows[:, :start] = self._sums[:start, start : start + _STRIP].T
-        return self._sums
-
-
 def solve(weight: Tensor, hessian: Tensor, grid: Grid, **options: Any) -> Solution:
     """`solve_all` of a single weight [out, in]."""
     return solve_all([weight], hessian, grid, **options)[0]
@@ -118,6 +70,7 @@ def solve_all(
     block_size: int = 128,
     scale_search: bool = True,
     refine: int = 2,
+    sparse: Sequence[bool] | None = None,
 ) -> list[Solution]:
     """Quantise weights [out, in], of any float type, of layers that are given the same inputs, on their device.
 
@@ -130,6 +83,7 @@ def solve_all(
     block_size: columns after which what was lost is passed on to all that follow; a matter of speed.
     scale_search: look for the grid of each group that loses least; otherwise it spans smallest and largest weight.
     refine: rounds of refining; with 0 and without search this is textbook GPTQ.
+    sparse: for each weight, whether its zeros are a mask that must stay; every grid has an exact 0.
 
     Raises `StageError` where the Hessian is not finite, or can't be factorised.
     """
@@ -142,16 +96,21 @@ def solve_all(
     if not static_groups:  # groups that follow the order make the same problem, with its columns laid out anew
         layout, order = order, inputs
         hessian = hessian[layout][:, layout]
-    matrix, ridge, feedback, variances, damp_percent = _factorise(hessian, order, damp_percent)
-    problem = _Problem(grid, hessian, matrix, ridge, feedback, variances, order, block_size, scale_search, refine)
+    factors = factorise(hessian, order, damp_percent)
+    matrix = hessian.clone()
+    matrix.diagonal().add_(factors.ridge)
+    problem = _Problem(grid, hessian, matrix, factors, order, block_size, scale_search, refine)
     back = layout.argsort()
 
-    def solve_rows(weight: Tensor) -> tuple[Tensor, ...]:
-        codes, *others = problem.solve(weight.detach().float()[:, layout])
+    def solve_rows(rows: tuple[Tensor, bool]) -> tuple[Tensor, ...]:
+        weight = rows[0].detach().float()[:, layout]
+        free = weight != 0 if rows[1] else torch.ones_like(weight, dtype=torch.bool)
+        codes, *others = problem.solve(weight, free)
         return codes[:, back], *others
 
     pieces = [torch.split(weight, _ROWS if weight.device.type == "cpu" else len(weight)) for weight in weights]
-    rows = [piece for split in pieces for piece in split]
+    masked = sparse or [False] * len(weights)
+    rows = [(piece, mask) for split, mask in zip(pieces, masked, strict=True) for piece in split]
     parts = iter(each(solve_rows, rows) if hessian.device.type == "cpu" else map(solve_rows, rows))
     solutions = []
     for split in pieces:
@@ -163,7 +122,7 @@ def solve_all(
                 error=float(torch.minimum(ours, theirs).double().sum()) / total if total else 0.0,
                 rtn_error=float(theirs.double().sum()) / total if total else 0.0,
                 rtn_rows=int((theirs < ours).sum()),
-                damp_percent=damp_percent,
+                damp_percent=factors.damp_percent,
                 dead=int((hessian.diagonal() == 0).sum()),
             )
         )
@@ -177,53 +136,54 @@ class _Problem:
     grid: Grid
     hessian: Tensor
     matrix: Tensor
-    """The Hessian with `ridge` added to its diagonal: what is minimised is tr(dW matrix dW^T)."""
-    ridge: float
-    feedback: Tensor
-    """[in, in] in the order of the loop: the share of column i's loss that goes to column j > i."""
-    variances: Tensor
-    """[in]: of each input, given those that come after it in the loop."""
+    """The Hessian with the ridge added to its diagonal: what is minimised is tr(dW matrix dW^T)."""
+    factors: Factors
     order: Tensor
     block_size: int
     scale_search: bool
     refine: int
 
-    def solve(self, weight: Tensor) -> tuple[Tensor, ...]:
-        """Some rows' codes, scales and zeros; then their errors, those of rounding to nearest, and what they are of."""
+    def solve(self, weight: Tensor, free: Tensor) -> tuple[Tensor, ...]:
+        """Some rows' codes, scales and zeros; then their errors, those of rounding to nearest, and what they are of.
+
+        Weights that are not `free` are 0, and stay it.
+        """
         import torch
 
         grid, size = self.grid, self.grid.size(weight.shape[1])
         group_of = torch.arange(weight.shape[1], device=weight.device) // size
         choice = candidates(weight, grid, self.scale_search)
         best = torch.zeros_like(choice[0][..., 0], dtype=torch.int64)
-        _kernel("choose", weight, self.variances, size, *choice, grid.top, best)
+        _kernel("choose", weight, self.factors.variances, size, *choice, grid.top, best)
         scales, zeros = (values.gather(2, best[..., None])[..., 0] for values in choice)
         rounded, rounded_scales = nearest(weight, scales, zeros, group_of, grid), scales.clone()
         rounded_loss = weight - scales[:, group_of] * (rounded - zeros[:, group_of])
         rounded_error = _product(rounded_loss @ self.hessian, rounded_loss)
-        codes, loss = self._sweep(weight, scales[:, group_of], zeros[:, group_of])
+        codes, loss = self._sweep(weight, free, scales[:, group_of], zeros[:, group_of])
         gradient = loss @ self.matrix
         for _ in range(self.refine):
             self._refit(codes, loss, gradient, scales, zeros)
             for _ in range(_DESCENTS):
-                _kernel("descend", codes, loss, gradient, self.matrix, self.order, group_of, scales, zeros, grid.top)
-        error = _product(gradient - self.ridge * loss, loss).clamp(min=0)
+                grids = (group_of, scales, zeros, grid.top)
+                _kernel("descend", codes, loss, gradient, self.matrix, free, self.order, *grids)
+        error = _product(gradient - self.factors.ridge * loss, loss).clamp(min=0)
         better = (error <= rounded_error)[:, None]
         codes, scales = codes.where(better, rounded), scales.where(better, rounded_scales)
         whole = _product(weight @ self.hessian, weight)
         return codes.to(torch.uint8), scales, zeros.to(torch.uint8), error, rounded_error, whole
 
-    def _sweep(self, weight: Tensor, scales: Tensor, zeros: Tensor) -> tuple[Tensor, Tensor]:
+    def _sweep(self, weight: Tensor, free: Tensor, scales: Tensor, zeros: Tensor) -> tuple[Tensor, Tensor]:
         """GPTQ's column loop. Codes, and the weight less what they stand for, [rows, in]; so are scales and zeros."""
         import torch
 
-        weight, scales, zeros = (values[:, self.order] for values in (weight, scales, zeros))
+        weight, free, scales, zeros = (values[:, self.order] for values in (weight, free, scales, zeros))
         target, codes, loss = weight.clone(), torch.empty_like(weight), torch.empty_like(weight)
+        feedback = self.factors.feedback
         for start in range(0, weight.shape[1], self.block_size):
-            stop = start + self.block_size
-            target[:, start:stop].addmm_(loss[:, :start], self.feedback[:start, start:stop])
-            block = [values[:, start:stop] for values in (weight, target, self.feedback[start:stop], scales, zeros)]
-            _kernel("sweep", *block, self.grid.top, codes[:, start:stop], loss[:, start:stop])
+            part = slice(start, start + self.block_size)
+            target[:, part].addmm_(loss[:, :start], feedback[:start, part])
+            block = (weight[:, part], target[:, part], free[:, part], feedback[part, part])
+            _kernel("sweep", *block, scales[:, part], zeros[:, part], self.grid.top, codes[:, part], loss[:, part])
         back = self.order.argsort()
         return codes[:, back], loss[:, back]
 
@@ -244,50 +204,6 @@ class _Problem:
             gain = steps.mul_(change.where(advance, 0)[:, None])
             loss[:, part] -= gain
             gradient.addmm_(gain, self.matrix[part], alpha=-1)
-
-
-def _factorise(hessian: Tensor, order: Tensor, damp_percent: float) -> tuple[Tensor, float, Tensor, Tensor, float]:
-    """`_Problem`'s matrix, ridge, feedback and variances, and the damping that was needed."""
-    import torch
-
-    diagonal = hessian.diagonal().double()
-    if not bool(torch.isfinite(hessian).all()):
-        raise StageError("the Hessian is not finite", hint="look at what the layer is given during calibration")
-    mean = float(diagonal[diagonal > 0].mean()) if bool((diagonal > 0).any()) else 1.0
-    reverse, back = order.flip(0), order.argsort()
-    while True:
-        ridge = damp_percent * mean
-        # hessian + ridge = R D R^T with R unit upper triangular: from the lower factor of the matrix turned round.
-        # No step takes more memory, so that it is done in place; LAPACK wants what lies in columns.
-        lower = hessian[reverse][:, reverse].double().mT
-        lower.diagonal().add_(ridge)
-        failed = torch.empty((), dtype=torch.int32, device=lower.device)
-        torch.linalg.cholesky_ex(lower, out=(lower, failed))
-        if not failed:
-            roots = lower.diagonal().clone()
-            lower = lower.div_(roots).float()
-            feedback = lower.flip(0, 1).contiguous()
-            del lower
-            matrix = hessian.clone()
-            matrix.diagonal().add_(ridge)
-            return matrix, ridge, feedback, roots.square().flip(0)[back].float(), damp_percent
-        if damp_percent >= 1:
-            raise StageError("the Hessian can't be factorised, not even with its whole mean diagonal added to it")
-        damp_percent = min(2 * damp_percent, 1.0)
-
-
-@contextlib.contextmanager
-def _read_as_bfloat16() -> Iterator[None]:
-    """Inside, the CPU may take float32 factors for bfloat16 ones; it adds up in float32 all the same."""
-    import torch
-
-    settings = torch.backends.mkldnn.matmul
-    before = settings.fp32_precision
-    settings.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        settings.fp32_precision = before
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ from optimize.distill import finetune
 from optimize.errors import StageError
 from optimize.export import onnx as export
 from optimize.export.parity import Check
+from optimize.prune.masks import Held
 from optimize.quantize import activation_ranges, graphs, qdq
 from optimize.quantize.rounding import activation_grid
 from optimize.runtimes import onnx as runtime
@@ -93,6 +94,7 @@ def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
         check = Check(artifact, context, preprocessor)
         model = task.load_model(artifact.path, spec, trust_remote_code=artifact.trust_remote_code)
         model.config._name_or_path = ""
+        Held(artifact, model)
         before = _exported(model, artifact, config, context, Path(scratch, "before"))
         graph = graphs.load(before.path / runtime.MODEL)
         ignored = graphs.matching(graph, qdq.OPERATORS, config.ignore)

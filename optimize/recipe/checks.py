@@ -258,9 +258,9 @@ def _check_tasks(parts: _Parts) -> None:
     for stage in parts.stages or ():
         if parts.task is None:
             continue
-        mode = getattr(stage.config, "mode", None)
+        variant = getattr(stage.config, stage.entry.variant, None)
         refused = stage.entry.refuses
-        if reason := refused.get(parts.task.name) or refused.get(f"{parts.task.name} {mode}"):
+        if reason := refused.get(parts.task.name) or refused.get(f"{parts.task.name} {variant}"):
             message = f"`{stage.verb}: {stage.method}` takes no model for {parts.task.name}: {reason}"
             parts.text.report(("stages", stage.index, stage.verb), message, key=True)
 

@@ -47,6 +47,18 @@ class Table:
             for one in self.document["artifacts"]
         ]
 
+    @property
+    def notes(self) -> list[str]:
+        """What has to be known of the sizes and times in the table."""
+        found = {one["name"]: one["scores"].get("sparsity") for one in self.document["artifacts"]}
+        zeros = ", ".join(f"{name} {share:.1%}" for name, share in found.items() if share is not None)
+        if not zeros:
+            return []
+        return [
+            f"Weights that are 0 in pruned layers: {zeros}. They are stored and multiplied like any other number, "
+            "and make nothing smaller or faster by themselves."
+        ]
+
     def __str__(self) -> str:
         import io
 
@@ -72,9 +84,8 @@ class Table:
             f"<td>{escape(verdict)}</td></tr>"
             for name, cells, verdict in self.rows()
         )
-        return (
-            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><p>{escape(summary(self.document))}</p>"
-        )
+        below = "".join(f"<p>{escape(text)}</p>" for text in (*self.notes, summary(self.document)))
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{below}"
 
     @property
     def _metrics(self) -> list[str]:

@@ -18,6 +18,7 @@ SMALL_FILES = (
     *("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),
     *("preprocessor_config.json", "processor_config.json", "feature_extractor_config.json"),
     *("image_processor_config.json", "video_preprocessor_config.json", "LICENSE*", "NOTICE*"),
+    "sparsity.json",  # of ours: which layers' zeros are a mask
 )
 """All that a model needs besides its weights, and its licence, which must go where the weights go."""
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from optimize.blockwise.hessian import Hessian
 from optimize.errors import StageError
 from optimize.quantize import gptq_batched, gptq_kernels
-from optimize.quantize.gptq_solver import Grid, Hessian, Quantized, round_to_nearest, solve
+from optimize.quantize.gptq_solver import Grid, Quantized, round_to_nearest, solve, solve_all
 
 GRIDS = [Grid(bits, size, sym) for bits, size, sym in product((2, 3, 4, 8), (32, -1, 40), (True, False))]
 
@@ -177,28 +178,6 @@ def test_a_singular_hessian_is_damped_as_far_as_it_takes() -> None:
         solve(weight, hessian, Grid(4, 32, True))
 
 
-def test_a_hessian_is_the_mean_over_all_finite_tokens() -> None:
-    x = torch.randn(300, 50, generator=torch.Generator().manual_seed(0)) + 1
-    expected = x.T.double() @ x.double() / 300
-    hessian = Hessian(50)
-    for chunk in x.split([1, 128, 171]):
-        hessian.add(chunk)
-    bad = torch.ones(3, 50)
-    bad[0, 4], bad[1, 0] = torch.nan, -torch.inf
-    hessian.add(bad[:2])
-    assert (hessian.tokens, hessian.dropped) == (300, 2)
-    assert torch.allclose(hessian.matrix.double(), expected, rtol=1e-5)
-    assert torch.equal(hessian.matrix, hessian.matrix.T)
-    twice = Hessian(50)
-    twice.add(torch.cat([x, x]))
-    assert torch.allclose(twice.matrix.double(), expected, rtol=1e-5)
-    half = Hessian(50)
-    half.add(x.to(torch.bfloat16))
-    assert half.matrix.dtype == torch.float32
-    rounded = x.to(torch.bfloat16).double()
-    assert torch.allclose(half.matrix.double(), rounded.T @ rounded / 300, rtol=1e-5)  # nothing more is lost
-
-
 def test_rounding_to_nearest_is_off_by_half_a_step_and_constant_groups_survive() -> None:
     weight = torch.randn(8, 96, generator=torch.Generator().manual_seed(1))
     quantized = round_to_nearest(weight, Grid(4, 32, False))
@@ -227,6 +206,8 @@ def test_batched_loops_do_what_compiled_ones_do() -> None:
     group_of = torch.arange(96) // 40
     scales = (torch.rand(20, 3, 5) + 0.2) * torch.tensor([1, -1, 1, -1, 1])
     zeros = torch.full_like(scales, 4)
+    free = torch.rand(20, 96) > 0.2
+    weight *= free
     results = []
     for device in ("compiled", "batched"):
         kernels = _kernels(device)
@@ -235,11 +216,12 @@ def test_batched_loops_do_what_compiled_ones_do() -> None:
         s, z = (values.gather(2, best[..., None])[..., 0] for values in (scales, zeros))
         codes, loss = torch.empty(20, 96), torch.empty(20, 96)
         feedback = torch.triu(torch.full((96, 96), 0.01), 1)
-        kernels["sweep"](weight, weight.clone(), feedback, s[:, group_of], z[:, group_of], 7, codes, loss)
+        kernels["sweep"](weight, weight.clone(), free, feedback, s[:, group_of], z[:, group_of], 7, codes, loss)
         swept = codes.clone()
         gradient = loss @ hessian
-        kernels["descend"](codes, loss, gradient, hessian, torch.arange(95, -1, -1), group_of, s, z, 7)
+        kernels["descend"](codes, loss, gradient, hessian, free, torch.arange(95, -1, -1), group_of, s, z, 7)
         results.append((best, swept, codes, loss, gradient))
+        assert bool((codes == z[:, group_of])[~free].all())
     (best, swept, codes, loss, gradient), others = results
     assert torch.equal(best, others[0])
     for ours, theirs in ((swept, others[1]), (codes, others[2])):
@@ -257,6 +239,19 @@ def test_a_gpu_finds_the_same(grid: Grid) -> None:
     assert there.quantized.codes.is_cuda
     assert there.error == pytest.approx(here.error, rel=0.05)
     assert there.rtn_error == pytest.approx(here.rtn_error, rel=0.01)
+
+
+@pytest.mark.parametrize("static", [True, False])
+@pytest.mark.parametrize("grid", [Grid(4, 32, True), Grid(3, 40, False), Grid(2, -1, True)], ids=str)
+def test_zeros_of_a_sparse_weight_stay_and_those_of_a_dense_one_may_move(grid: Grid, static: bool) -> None:
+    weight, hessian = problem()
+    weight *= torch.rand(48, 96, generator=torch.Generator().manual_seed(2)) < 0.5
+    sparse, dense = solve_all([weight, weight], hessian, grid, static_groups=static, sparse=[True, False])
+    pruned = weight == 0
+    assert bool((sparse.quantized.dequantize()[pruned] == 0).all())
+    assert bool((dense.quantized.dequantize()[pruned] != 0).any())
+    assert dense.error < sparse.error < 0.8 * sparse.rtn_error
+    assert sparse.error == pytest.approx(error_of(weight, hessian, sparse.quantized), rel=2e-3)
 
 
 def test_it_solves_under_inference_mode() -> None:

@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from optimize.artifact import Artifact
+from optimize.blockwise import lazy_weights
+from optimize.blockwise.blocks import Blocks, find_blocks, shared_inputs
+from optimize.blockwise.finished import Finished
+from optimize.blockwise.forwards import Forwards
+from optimize.blockwise.lazy_weights import checkpoint_tensors, stored, write_checkpoint
 from optimize.errors import StageError
-from optimize.quantize import lazy_weights
-from optimize.quantize.blocks import Blocks, find_blocks, shared_inputs
 from optimize.quantize.checkpoint import empty_model
-from optimize.quantize.finished import Finished
-from optimize.quantize.forwards import Forwards
-from optimize.quantize.lazy_weights import checkpoint_tensors, stored, write_checkpoint
 
 CPU = torch.device("cpu")
 DECODER = {

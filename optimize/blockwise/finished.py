@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimize import atomic
 from optimize.artifact import sync_tree
-from optimize.quantize.lazy_weights import Stored, stored
+from optimize.blockwise.lazy_weights import Stored, stored
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

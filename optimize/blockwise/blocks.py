@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from optimize.quantize.lazy_weights import Stored
+    from optimize.blockwise.lazy_weights import Stored
     from optimize.tasks import Inputs
 
 _HINT = "decoders and encoders that are a list of blocks of one kind can be quantised block by block"

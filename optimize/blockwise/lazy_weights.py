@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -13,7 +13,11 @@ from optimize import atomic
 from optimize.errors import StageError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+
+Change = Callable[[str, "Tensor"], "Tensor"]
+"""(name, tensor) -> what is written in its place, of its shape and type."""
 
 MODEL = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -25,6 +29,8 @@ _BYTES = {
     **{"I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1},
 }
 """Of one element, by safetensors' name of the type."""
+FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""Types of floating point, by safetensors' name and by torch's."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,13 @@ class Stored:
     @property
     def size_bytes(self) -> int:
         return prod(self.shape) * _BYTES[self.dtype]
+
+    @property
+    def type(self) -> torch.dtype:
+        """torch's name for its type, of floating point."""
+        import torch
+
+        return getattr(torch, FLOATS[self.dtype])  # type: ignore[no-any-return]
 
     def load(self) -> Tensor:
         """Its values as they are stored. The file is closed again, so that none of its pages count as ours."""
@@ -92,7 +105,7 @@ def checkpoint_tensors(folder: Path, model: Any) -> dict[str, Stored]:
     return {name: found.get(name, tied[id(value)]) for name, value in state.items() if id(value) in tied}
 
 
-def write_checkpoint(folder: Path, pieces: Mapping[str, Stored]) -> None:
+def write_checkpoint(folder: Path, pieces: Mapping[str, Stored], change: Change = lambda name, tensor: tensor) -> None:
     """`model.safetensors`, or several files and their index where it would be large; holds one tensor at a time."""
     shards: list[dict[str, Stored]] = [{}]
     room = _SHARD_BYTES
@@ -103,11 +116,11 @@ def write_checkpoint(folder: Path, pieces: Mapping[str, Stored]) -> None:
         shards[-1][name] = pieces[name]
         room -= pieces[name].size_bytes
     if len(shards) == 1:
-        _write(folder / MODEL, shards[0])
+        _write(folder / MODEL, shards[0], change)
         return
     files = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
     for file, shard in zip(files, shards, strict=True):
-        _write(folder / file, shard)
+        _write(folder / file, shard, change)
     index = {
         "metadata": {"total_size": sum(piece.size_bytes for piece in pieces.values())},
         "weight_map": {name: file for file, shard in zip(files, shards, strict=True) for name in shard},
@@ -115,7 +128,7 @@ def write_checkpoint(folder: Path, pieces: Mapping[str, Stored]) -> None:
     (folder / INDEX).write_bytes(atomic.json_bytes(index))
 
 
-def _write(path: Path, pieces: Mapping[str, Stored]) -> None:
+def _write(path: Path, pieces: Mapping[str, Stored], change: Change) -> None:
     """One safetensors file: 8 bytes of the header's length (little endian), the header (JSON), the tensors' bytes.
 
     Wide types come first, so that every tensor is aligned.
@@ -133,7 +146,7 @@ def _write(path: Path, pieces: Mapping[str, Stored]) -> None:
     with path.open("xb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
-            file.write(_bytes_of(pieces[name].load()))
+            file.write(_bytes_of(change(name, pieces[name].load())))
 
 
 def _bytes_of(tensor: Tensor) -> Any:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from optimize.quantize.abreast import threads
+from optimize.blockwise.abreast import threads
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
