@@ -20,6 +20,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from optimize import shapes
 from optimize.artifact import Artifact
 from optimize.calibration import Calibration, calibration_batches
 from optimize.config import Block
@@ -70,6 +71,8 @@ def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise StageError("no CUDA device", hint="set device: cpu")
     settings = checkpoint.float_config(artifact)
+    if shapes.FILE in artifact.files:
+        raise StageError("gptqmodel loads no model whose config.json lacks its widths", hint="leave `backend` out")
     rows = [
         {"input_ids": ids[None], "attention_mask": mask[None]}
         for batch in calibration_batches(artifact, config.calibration, context)
