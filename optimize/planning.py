@@ -141,14 +141,15 @@ def resolve_config(config: AnyBlock) -> AnyBlock:
 
     That is `device: auto`, `threads: null`, and `compute_dtype: auto` (bfloat16 where the device multiplies in it).
     """
+    from optimize.config import Block
     from optimize.evaluate.host import computes_in, cpu_count, cuda_devices
 
     open_fields = config.model_dump(include={"device", "threads", "compute_dtype"})
-    decided: dict[str, Any] = {}
+    decided: dict[str, Any] = {name: resolve_config(value) for name, value in config if isinstance(value, Block)}
     if open_fields.get("device") == "auto":
         decided["device"] = "cuda" if cuda_devices() else "cpu"
     if open_fields.get("compute_dtype") == "auto":
-        on_cpu = (decided or open_fields).get("device") == "cpu"
+        on_cpu = {**open_fields, **decided}.get("device") == "cpu"
         decided["compute_dtype"] = "float32" if on_cpu and not computes_in("bfloat16") else "bfloat16"
     if open_fields.get("threads", 0) is None:
         decided["threads"] = cpu_count()

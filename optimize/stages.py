@@ -56,10 +56,8 @@ class Entry:
     aside: tuple[str, ...] = ()
     """Fields of the Config that change no byte of the result (where curves are logged); they stay out of the key."""
     refuses: Mapping[str, str] = field(default_factory=dict)
-    """Task, or task and value of `variant` (`summarization static`) -> why the method does nothing for its models; said
+    """Task, or task and a setting's value (`summarization static`) -> why the method does nothing for its models; said
     when a recipe is validated."""
-    variant: str = "mode"
-    """The field of the Config, where it has one, that a key of `refuses` may name a value of."""
     only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """A setting that only some of the formats in `takes` allow, as `field: value` -> those formats."""
 
@@ -82,6 +80,7 @@ _ENCODERS = (
     "image-classification",
 )
 _NO_CACHE = dict.fromkeys(("causal-lm", *_TEXT_TO_TEXT), "it has no key/value cache there; export: onnx has")
+_NO_LOSS = "its rows say nothing that a loss could be of"
 _TWO_GRAPHS = "a model that is an encoder's and a decoder's graph is quantised by quantize: int8, mode: dynamic"
 
 _BUILT_IN = (
@@ -118,7 +117,6 @@ _BUILT_IN = (
         libraries=("torch", "transformers", "tokenizers", "numba", "safetensors"),
         splits=("calibration",),
         aside=("activations_mb",),
-        variant="importance",
         refuses={
             f"{task} {importance}": f"importance: {importance} {why}; magnitude serves it"
             for importance in ("wanda", "sparsegpt")
@@ -126,6 +124,46 @@ _BUILT_IN = (
                 *((task, "goes through the blocks of one stack of layers alone") for task in _TEXT_TO_TEXT),
                 ("image-classification", "goes through the blocks of a model that reads tokens"),
             )
+        },
+    ),
+    Entry(
+        verb="prune",
+        method="structured",
+        module="optimize.prune.structured",
+        takes=("transformers",),
+        gives="transformers",
+        summary="Heads and widths that matter least go: a smaller dense model.",
+        libraries=("torch", "transformers", "tokenizers", "accelerate", "safetensors", "torch-pruning"),
+        extra="pruning",
+        splits=("train", "validation", "calibration"),
+        refuses={
+            **dict.fromkeys(_TEXT_TO_TEXT, "it goes through one stack of layers alone"),
+            **{f"sentence-similarity {way}": _NO_LOSS for way in ("taylor", "hessian")},
+        },
+    ),
+    Entry(
+        verb="prune",
+        method="structured",
+        module="optimize.prune.structured",
+        takes=("pytorch",),
+        gives="pytorch",
+        summary="Channels that matter least go from a module of your own.",
+        libraries=("torch", "transformers", "accelerate", "safetensors", "torch-pruning"),
+        extra="pruning",
+        splits=("train", "validation", "calibration"),
+    ),
+    Entry(
+        verb="prune",
+        method="layers",
+        module="optimize.prune.layers",
+        takes=("transformers",),
+        gives="transformers",
+        summary="The transformer blocks that matter least go.",
+        libraries=("torch", "transformers", "tokenizers", "accelerate", "safetensors"),
+        splits=("train", "validation", "calibration"),
+        refuses={
+            **dict.fromkeys(_TEXT_TO_TEXT, "it goes through one stack of layers alone"),
+            "sentence-similarity loss": _NO_LOSS,
         },
     ),
     Entry(

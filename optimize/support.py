@@ -37,8 +37,8 @@ class Cell:
 
 
 def modes(entry: Entry) -> tuple[str | None, ...]:
-    """The values that the method's `mode` may have, or what else tells its variants apart."""
-    field = entry.load().Config.model_fields.get(entry.variant)
+    """The values that the method's `mode` may have."""
+    field = entry.load().Config.model_fields.get("mode")
     return get_args(field.annotation) if field else (None,)
 
 

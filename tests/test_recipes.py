@@ -90,6 +90,23 @@ SHRUNK: dict[str, list[str]] = {
         "gates=[{metric: size, on: qat, max_ratio: 0.35}]",
         "promote=null",
     ],
+    "minilm-pruned": [
+        "data.max_rows=160",
+        "stages.pruned.steps=1",
+        "stages.pruned.calibration.num_samples=8",
+        "evaluate.latency=null",
+        "evaluate.peak_memory=false",
+        "gates=[{metric: size, on: int8, max_ratio: 0.3}]",
+        "promote=null",
+    ],
+    "minilm-layers": [
+        "data.max_rows=160",
+        "stages.shallow.calibration.num_samples=8",
+        "evaluate.latency=null",
+        "evaluate.peak_memory=false",
+        "gates=[{metric: size, on: shallow-onnx, max_ratio: 0.9}]",
+        "promote=null",
+    ],
     "digits": [
         "data.max_rows=600",
         "stages.trained.epochs=1",

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -44,6 +44,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "quantize.gptq": {"calibration": CALIBRATION, "group_size": 32},
 }
 """What a stage is told; `calibration` is added where a stage takes it."""
+REQUIRED: dict[str, dict[str, Any]] = {
+    "prune.structured": {"pruning_ratio": 0.5},
+    "prune.layers": {"num_hidden_layers": 1},
+}
+"""What a stage has to be told before it says what it refuses."""
 
 
 @pytest.fixture(scope="module")
@@ -200,9 +205,11 @@ def test_cell(cell: Cell, rooms: Callable[[str], Room]) -> None:
 
 @pytest.mark.parametrize(("refused", "entry"), REFUSED, ids=lambda part: getattr(part, "id", part))
 def test_what_is_refused_is_said_beforehand(refused: str, entry: Entry, pico_model: Path, rows: Path) -> None:
-    task, _, mode = refused.partition(" ")
+    task, _, setting = refused.partition(" ")
     way = [] if "transformers" in entry.takes else [{"export": entry.takes[0]}]
-    said = {"name": "refused", "backend": entry.backend, entry.variant: mode or support.modes(entry)[0]}
+    said = {"name": "refused", "backend": entry.backend, "mode": support.modes(entry)[0], **REQUIRED.get(entry.id, {})}
+    fields = entry.load().Config.model_fields
+    said |= {name: setting for name, field in fields.items() if setting in get_args(field.annotation)}
     stage = {entry.verb: entry.method, **{key: value for key, value in said.items() if value}}
     recipe = {
         "version": 1,

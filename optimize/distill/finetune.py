@@ -93,7 +93,7 @@ def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
         model = task.load_model(artifact.path, spec, trust_remote_code=trust)
         masks = Held(artifact, model)
         if artifact.format == "pytorch":
-            trained, details = train(_with_loss(model), preprocessor, spec, config, context)
+            trained, details = train(with_loss(model), preprocessor, spec, config, context)
             pytorch.save(trained.module, context.directory, pytorch.described(artifact.path, spec))
         else:
             # The Trainer writes no paths, but the model remembers where it came from.
@@ -209,7 +209,7 @@ def _arguments(config: Config, scratch: Path) -> Any:
     )
 
 
-def _with_loss(module: Any) -> Any:
+def with_loss(module: Any) -> Any:
     """A module of the user's own, which takes pixels and gives logits, as the Trainer wants it."""
     from torch import Tensor, nn
 

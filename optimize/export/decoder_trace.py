@@ -7,7 +7,7 @@ attention with its key/value cache and rotary embedding by `GroupQueryAttention`
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from optimize.errors import StageError
@@ -40,12 +40,12 @@ def trace(
 
     with torch.no_grad(), quiet():
         config = _text_config(model)
-        seen = _watch(model, set(codes))
+        seen, caches = _watch(model, set(codes))
         decoder_parts.replace_norms(model)
         rotation = decoder_parts.replace_rotary(model, seen, getattr(config, "max_position_embeddings", None))
         decoder_parts.replace_layers(model, codes, seen, levels)
         decoder_parts.replace_head(model, head, levels[""])
-        graph = _trace(model, rotation, opset)
+        graph = _trace(model, rotation, opset, caches)
     onnx_graph.fuse(graph)
     onnx_graph.make_reproducible(graph)
     _finish_inputs(graph)
@@ -56,15 +56,17 @@ def _text_config(model: Any) -> Any:
     return model.config.get_text_config(decoder=True)
 
 
-def _watch(model: Any, names: set[str]) -> Seen:
-    """What the model does with a few tokens. Raises `StageError` where it attends in a way of its own."""
+def _watch(model: Any, names: set[str]) -> tuple[Seen, list[tuple[int, int]]]:
+    """What the model does with a few tokens, and each layer's (heads, size) of keys and values.
+
+    Raises `StageError` where it attends in a way of its own.
+    """
     from transformers.masking_utils import sdpa_mask
 
-    calls = 0
+    caches: list[tuple[int, int]] = []
 
     def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
-        nonlocal calls
-        calls += 1
+        caches.append((key.shape[1], key.shape[3]))
         batch, heads, length, _size = query.shape
         return value.new_zeros(batch, length, heads, value.shape[-1]), None
 
@@ -72,22 +74,23 @@ def _watch(model: Any, names: set[str]) -> Seen:
     layers = config.num_hidden_layers
     with _attention(model, attend, sdpa_mask):
         seen = decoder_parts.watch(model, names, config.vocab_size)
-    if calls != layers:
+    if len(caches) != layers:
         raise StageError(
             f"a model of type {config.model_type} can't be exported: its {layers} layers call transformers' attention "
-            f"{calls} times, so that they attend in a way of their own",
+            f"{len(caches)} times, so that they attend in a way of their own",
             hint="serve it with transformers",
         )
-    return seen
+    return seen, caches
 
 
-def _trace(model: Any, rotation: Rotation | None, opset: int | None) -> onnx_ir.Model:
+def _trace(
+    model: Any, rotation: Rotation | None, opset: int | None, caches: Sequence[tuple[int, int]]
+) -> onnx_ir.Model:
     import torch
 
     from optimize.export import onnx_operators
 
-    config = _text_config(model)
-    layers = config.num_hidden_layers
+    layers = len(caches)
 
     class Decoder(torch.nn.Module):
         def __init__(self) -> None:
@@ -106,10 +109,8 @@ def _trace(model: Any, rotation: Rotation | None, opset: int | None) -> onnx_ir.
                 logits = self.model(input_ids=input_ids, position_ids=positions, use_cache=False).logits
             return logits, *now.presents
 
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     free = torch.export.Dim.AUTO
-    past = [(torch.zeros(2, heads, 5, size), torch.zeros(2, heads, 5, size)) for _ in range(layers)]
+    past = [(torch.zeros(2, heads, 5, size), torch.zeros(2, heads, 5, size)) for heads, size in caches]
     axes = {0: free, 2: free}
     cache = [f"past_key_values.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
     try:

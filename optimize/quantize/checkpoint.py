@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optimize import shapes
 from optimize.errors import StageError
 from optimize.quiet import quiet
 
@@ -53,6 +54,7 @@ def empty_model(artifact: Artifact, settings: Mapping[str, Any]) -> Any:
         configuration = AutoConfig.from_pretrained(artifact.path, local_files_only=True, **trusted)
         if hasattr(configuration, "quantization_config"):
             del configuration.quantization_config
+        cls = shapes.carried(cls, artifact.path)
         build = cls.from_config if trusted else cls._from_config
         model = build(configuration, dtype=torch.float32, **trusted)
     model.tie_weights()  # building it lazily made two of each pair

@@ -20,6 +20,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from optimize import shapes
 from optimize.artifact import Artifact
 from optimize.calibration import Calibration, calibration_batches
 from optimize.config import Block
@@ -73,6 +74,8 @@ def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
     settings = checkpoint.float_config(artifact)
     if pruned_layers(artifact):
         context.warn("gptqmodel knows no masks: zeros of the pruned model don't stay zeros; leave `backend` out")
+    if shapes.FILE in artifact.files:
+        raise StageError("gptqmodel loads no model whose config.json lacks its widths", hint="leave `backend` out")
     rows = [
         {"input_ids": ids[None], "attention_mask": mask[None]}
         for batch in calibration_batches(artifact, config.calibration, context)

@@ -20,6 +20,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from optimize import shapes
 from optimize.artifact import Artifact
 from optimize.config import Block
 from optimize.context import Context
@@ -114,7 +115,7 @@ def _quantized(artifact: Artifact, settings: Mapping[str, Any], config: Config, 
     name = str((settings.get("architectures") or ["none"])[0])
     cls, trusted = model_class(name, settings, artifact.trust_remote_code)
     try:
-        return cls.from_pretrained(
+        return shapes.carried(cls, artifact.path).from_pretrained(
             artifact.path,
             dtype="auto",
             use_safetensors=True,

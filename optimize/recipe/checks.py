@@ -258,9 +258,9 @@ def _check_tasks(parts: _Parts) -> None:
     for stage in parts.stages or ():
         if parts.task is None:
             continue
-        variant = getattr(stage.config, stage.entry.variant, None)
-        refused = stage.entry.refuses
-        if reason := refused.get(parts.task.name) or refused.get(f"{parts.task.name} {variant}"):
+        settings = [value for _, value in stage.config if isinstance(value, str)]
+        cases = [parts.task.name, *(f"{parts.task.name} {setting}" for setting in settings)]
+        if reason := next((stage.entry.refuses[case] for case in cases if case in stage.entry.refuses), None):
             message = f"`{stage.verb}: {stage.method}` takes no model for {parts.task.name}: {reason}"
             parts.text.report(("stages", stage.index, stage.verb), message, key=True)
 

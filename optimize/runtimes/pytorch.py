@@ -16,6 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optimize import shapes
 from optimize.errors import EvaluationError, SourceError
 from optimize.runtimes.transformers import TorchRunner, parameters
 
@@ -89,6 +90,8 @@ def load(directory: Path, *, trusted: bool) -> torch.nn.Module:
         weights = load_file(directory / WEIGHTS)
     except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
         raise SourceError(f"no module with its weights: {error!r}", location=str(directory)) from error
+    if narrower := shapes.read(directory):
+        shapes.resize(model, narrower)
     fill(model, weights, str(directory))
     return model.eval()
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optimize import shapes
 from optimize.errors import EvaluationError
 from optimize.runtimes.seq2seq import SourceDecoder
 
@@ -143,7 +144,7 @@ def open(directory: Path, threads: int, *, trust_remote_code: bool = False) -> T
     cls, theirs = model_class(name, config, trust_remote_code)
     try:
         with quiet(), serving(config) as settings:
-            model, loading = cls.from_pretrained(
+            model, loading = shapes.carried(cls, directory).from_pretrained(
                 directory,
                 dtype="auto",  # that of the files: a cast model computes in what it was cast to
                 use_safetensors=True,

@@ -14,7 +14,7 @@ from optimize.errors import EvaluationError, OptimizeError, SourceError, StageEr
 from optimize.evaluate.metrics import PERPLEXITY
 from optimize.tasks import Features, Inputs, Metric, Task
 from optimize.tasks.columns import listed
-from optimize.tasks.pretrained import first_line, load_tokenizer, read_config
+from optimize.tasks.pretrained import load_model, load_tokenizer, read_config
 
 if TYPE_CHECKING:
     import numpy as np
@@ -134,12 +134,6 @@ class CausalLM(Task):
         return True
 
     def load_model(self, path: Path, spec: Mapping[str, Any], *, trust_remote_code: bool = False) -> Any:
-        import torch
-        import transformers
-
-        from optimize.quiet import quiet
-
-        model_class: Any = transformers.AutoModelForCausalLM
         if quantised := read_config(path / "config.json").get("quantization_config"):
             method = quantised.get("quant_method") if isinstance(quantised, Mapping) else quantised
             raise SourceError(
@@ -147,21 +141,7 @@ class CausalLM(Task):
                 location=str(path),
                 hint="begin with the model as it was before; a quantised one is served by a runtime",
             )
-        try:
-            with quiet():
-                model, loading = model_class.from_pretrained(
-                    path,
-                    dtype=torch.float32,
-                    use_safetensors=True,
-                    local_files_only=True,
-                    trust_remote_code=trust_remote_code,
-                    output_loading_info=True,
-                )
-        except Exception as error:  # transformers, safetensors and torch each raise their own
-            raise SourceError(f"the model can't be loaded: {first_line(error)}", location=str(path)) from error
-        if missing := sorted(loading["missing_keys"]):
-            raise SourceError(f"the weights of {', '.join(missing[:5])} are missing", location=str(path))
-        return model.eval()
+        return load_model("AutoModelForCausalLM", path, trained=True, trust_remote_code=trust_remote_code)
 
     def preprocessor(self, path: Path, *, trust_remote_code: bool = False) -> Any:
         return load_tokenizer(path, trust_remote_code=trust_remote_code)

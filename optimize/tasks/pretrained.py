@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from optimize import shapes
 from optimize.errors import SourceError
 
 
@@ -61,9 +62,10 @@ def load_model(auto_class: str, path: Path, *, trained: bool, trust_remote_code:
 
     from optimize.quiet import quiet
 
+    cls = shapes.carried(getattr(transformers, auto_class), path)
     try:
         with quiet():
-            model, loading = getattr(transformers, auto_class).from_pretrained(
+            model, loading = cls.from_pretrained(
                 path,
                 dtype=torch.float32,
                 use_safetensors=True,
