@@ -139,3 +139,20 @@ def test_layers_and_heads_that_are_not_there_are_said(
     # From YAML a mapping's keys come as text.
     assert Config.model_validate_json('{"teacher": "t", "layer_map": {"0": 1}}', strict=True).layer_map == {0: 1}
     assert features.VERSION
+
+
+def test_activations_that_are_computed_again_are_the_same(
+    teacher_of: Of, room_of: Of, student_of: Callable[..., Artifact]
+) -> None:
+    """Dropout and values that are caught on the way included."""
+    task = "text-classification"
+    room, teacher, pupil = room_of(task), teacher_of(task), student_of(task)
+    kept, again = (
+        run(pupil, config(attention=Attention(), gradient_checkpointing=asked), room.make(teacher=teacher))
+        for asked in (False, True)
+    )
+    assert again.digest == kept.digest
+    rough = run(pupil, config(precision="bfloat16", cache_teacher=True), room.make(teacher=teacher))
+    assert rough.details["validation"]["loss"] == pytest.approx(
+        run(pupil, config(), room.make(teacher=teacher)).details["validation"]["loss"], rel=0.2
+    )
