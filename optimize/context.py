@@ -12,6 +12,7 @@ from optimize.progress import Progress
 if TYPE_CHECKING:
     from optimize.artifact import Artifact
     from optimize.data import Data
+    from optimize.source import SourceModel
     from optimize.tasks import Task
 
 
@@ -32,6 +33,8 @@ class Context:
     """The stage's name in the recipe."""
     artifacts: Mapping[str, Artifact] = field(default_factory=dict)
     """Artifacts of other stages that the config names (`teacher`), by stage name."""
+    sources: Mapping[str, SourceModel] = field(default_factory=dict)
+    """Models elsewhere that the config names, by field; `copy_to(folder)` fetches one."""
     progress: Progress = field(default_factory=Progress)
 
     def update(self, done: float, total: float, text: str = "") -> None:

@@ -16,7 +16,7 @@ from optimize import tasks
 from optimize.artifact import Artifact
 from optimize.context import Context
 from optimize.errors import OptimizeError, RecipeError, StageError
-from optimize.planning import Step, ancestors, as_recipe, as_work, decide, decide_source, resolve_config
+from optimize.planning import Step, ancestors, as_recipe, as_work, decide, decide_source, resolve_config, sources
 from optimize.progress import Progress
 from optimize.recipe import SOURCE, Recipe, Stage
 from optimize.run import Clock, Run, new_document, recording, write_run
@@ -170,6 +170,7 @@ def _build(
             logs=logs / stage.name,
             stage=stage.name,
             artifacts=known,
+            sources=sources(recipe, stage),
             progress=progress,
         )
         with _stage_errors(stage), contextlib.redirect_stdout(sys.stderr):
@@ -243,6 +244,12 @@ def _refuse_fresh_head(recipe: Recipe, compared: Collection[str]) -> None:
                 f"the source model has no head for {recipe.model.task} yet, and `{stage.verb}` can't train one",
                 stage=stage.name,
                 hint="put `- distill: finetune` before it",
+            )
+        if SOURCE in stage.reads:
+            raise RecipeError(
+                f"the source model has no trained head for {recipe.model.task}, so there is nothing to learn from it",
+                stage=stage.name,
+                hint="train it first with `distill: finetune`, and name that stage",
             )
     if SOURCE in compared:
         raise RecipeError(

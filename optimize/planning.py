@@ -128,7 +128,28 @@ def decide_source(store: Store, recipe: Recipe, source: SourceModel | ModuleSour
 
 def decide(store: Store, recipe: Recipe, stage: Stage, known: Mapping[str, Artifact], data: Data) -> Step:
     """Whether a stage's result is there already. `known` holds the artifacts that it builds on or reads."""
-    return _decide(store, recipe, stage.name, stage.id, _key_inputs(stage, known, data))
+    inputs = _key_inputs(stage, known, data)
+    if others := sources(recipe, stage):
+        inputs["sources"] = {field: source.identity for field, source in others.items()}
+    return _decide(store, recipe, stage.name, stage.id, inputs)
+
+
+def sources(recipe: Recipe, stage: Stage) -> dict[str, SourceModel]:
+    """The models elsewhere that a stage's config names, by field. Raises `SourceError` where nothing is there."""
+    from optimize.source import SourceModel, resolve_model
+
+    found = {}
+    for field_name in stage.entry.sources:
+        if (named := getattr(stage.config, field_name)) is not None:
+            model = recipe.model.model_copy(update={**_PLAIN, "source": named})
+            source = resolve_model(model, recipe.base)
+            assert isinstance(source, SourceModel)
+            found[field_name] = source
+    return found
+
+
+_PLAIN = {"module": None, "image": None, "revision": None, "trust_remote_code": False}
+"""Of the recipe's model, what says nothing about another one."""
 
 
 def ancestors(stage: Stage) -> tuple[str, ...]:
@@ -167,15 +188,16 @@ def _key_inputs(stage: Stage, known: Mapping[str, Artifact], data: Data) -> dict
         "config": resolve_config(stage.config).model_dump(mode="json", exclude=set(entry.aside)),
         "data": {split: data.digests[split] for split in entry.splits if split in data.digests},
         "reads": {name: known[name].digest for name in stage.reads},
-        "libraries": _libraries(entry),
+        "libraries": _libraries(entry, stage.config),
     }
 
 
-def _libraries(entry: Entry) -> dict[str, str]:
+def _libraries(entry: Entry, config: Block) -> dict[str, str]:
     """Major.minor versions: a patch release is taken to compute the same."""
     from importlib.metadata import version
 
-    return {name: ".".join(version(name).split("+")[0].split(".")[:2]) for name in entry.libraries}
+    asked = [name for option, (name, _) in entry.options.items() if getattr(config, option) is not None]
+    return {name: ".".join(version(name).split("+")[0].split(".")[:2]) for name in (*entry.libraries, *asked)}
 
 
 def _decide(store: Store, recipe: Recipe, name: str, id: str, inputs: dict[str, Any]) -> Step:

@@ -52,7 +52,12 @@ class Entry:
     splits: tuple[str, ...] = ()
     """Splits of the data that the method reads; their digests are part of the cache key."""
     reads: tuple[str, ...] = ()
-    """Fields of the Config that name another stage whose artifact is read (`teacher`); their digests enter the key."""
+    """Fields of the Config that name another stage, or `source`, whose artifact is read (`teacher`); their digests
+    enter the key. It has to be of a format that the method takes."""
+    sources: tuple[str, ...] = ()
+    """Fields of the Config that name a model elsewhere, as `model.source` does; what it is enters the key."""
+    options: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """Fields of the Config that need a further distribution where they are given -> that, and the extra with it."""
     aside: tuple[str, ...] = ()
     """Fields of the Config that change no byte of the result (where curves are logged); they stay out of the key."""
     refuses: Mapping[str, str] = field(default_factory=dict)
@@ -83,6 +88,8 @@ _NO_CACHE = dict.fromkeys(("causal-lm", *_TEXT_TO_TEXT), "it has no key/value ca
 _NO_LOSS = "its rows say nothing that a loss could be of"
 _TWO_GRAPHS = "a model that is an encoder's and a decoder's graph is quantised by quantize: int8, mode: dynamic"
 
+_LORA = {"lora": ("peft", "lora")}
+
 _BUILT_IN = (
     Entry(
         verb="distill",
@@ -94,6 +101,7 @@ _BUILT_IN = (
         libraries=("torch", "transformers", "tokenizers", "accelerate"),
         splits=("train", "validation"),
         aside=("report_to", "save_steps"),
+        options=_LORA,
         refuses={"sentence-similarity": "its rows say nothing that this loss could be of"},
     ),
     Entry(
@@ -164,6 +172,61 @@ _BUILT_IN = (
         refuses={
             **dict.fromkeys(_TEXT_TO_TEXT, "it goes through one stack of layers alone"),
             "sentence-similarity loss": _NO_LOSS,
+        },
+    ),
+    Entry(
+        verb="distill",
+        method="student",
+        module="optimize.distill.student",
+        takes=("transformers",),
+        gives="transformers",
+        summary="Make a smaller model of the same kind, to be taught.",
+        libraries=("torch", "transformers", "tokenizers", "safetensors"),
+        splits=("train",),
+        sources=("source",),
+        refuses=dict.fromkeys(_TEXT_TO_TEXT, "it has two stacks of blocks, and makes fewer of one alone"),
+    ),
+    Entry(
+        verb="distill",
+        method="logits",
+        module="optimize.distill.logits",
+        takes=("transformers",),
+        gives="transformers",
+        summary="Train on a teacher's softened answers beside the labels.",
+        libraries=("torch", "transformers", "tokenizers", "accelerate", "safetensors"),
+        splits=("train", "validation"),
+        reads=("teacher",),
+        aside=("report_to", "save_steps"),
+        options=_LORA,
+        refuses={"sentence-similarity": "its rows say nothing that this loss could be of"},
+    ),
+    Entry(
+        verb="distill",
+        method="logits",
+        module="optimize.distill.logits",
+        takes=("pytorch",),
+        gives="pytorch",
+        summary="Train a module of your own on a teacher's softened answers beside the labels.",
+        libraries=("torch", "transformers", "accelerate", "safetensors"),
+        splits=("train", "validation"),
+        reads=("teacher",),
+        aside=("report_to", "save_steps"),
+    ),
+    Entry(
+        verb="distill",
+        method="features",
+        module="optimize.distill.features",
+        takes=("transformers",),
+        gives="transformers",
+        summary="Train on a teacher's hidden states and attention as well.",
+        libraries=("torch", "transformers", "tokenizers", "accelerate", "safetensors"),
+        splits=("train", "validation"),
+        reads=("teacher",),
+        aside=("report_to", "save_steps"),
+        options=_LORA,
+        refuses={
+            "sentence-similarity": "its rows say nothing that this loss could be of",
+            **dict.fromkeys(_TEXT_TO_TEXT, "it looks at one stack of blocks; distill: logits learns from the answers"),
         },
     ),
     Entry(

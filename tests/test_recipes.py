@@ -107,6 +107,14 @@ SHRUNK: dict[str, list[str]] = {
         "gates=[{metric: size, on: shallow-onnx, max_ratio: 0.9}]",
         "promote=null",
     ],
+    "minilm-student": [
+        "data.max_rows=160",
+        "stages.features.epochs=1",
+        "evaluate.latency=null",
+        "evaluate.peak_memory=false",
+        "gates=[{metric: accuracy, max_drop: 1}, {metric: size, max_ratio: 0.25}]",
+        "promote=null",
+    ],
     "digits": [
         "data.max_rows=600",
         "stages.trained.epochs=1",

@@ -25,7 +25,7 @@ def test_entry_is_whole(entry: Entry) -> None:
     assert entry.verb in VERBS
     assert entry.module.split(".")[1] == entry.verb
     assert set(entry.splits) <= set(SPLITS) - {"evaluation"}
-    assert set(entry.reads) <= set(module.Config.model_fields)
+    assert {*entry.reads, *entry.sources, *entry.options, *entry.aside} <= set(module.Config.model_fields)
     for format in (*entry.takes, entry.gives):
         assert runtimes.get(format).open
 

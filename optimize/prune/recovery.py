@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from optimize import atomic
 from optimize.artifact import Artifact, sync_tree
-from optimize.distill.finetune import Config as Training
-from optimize.distill.finetune import train, training, with_loss
+from optimize.distill.finetune import with_loss
+from optimize.distill.training import Training, train, training
 from optimize.errors import StageError
 from optimize.planning import resolve_config
 from optimize.prune import saving

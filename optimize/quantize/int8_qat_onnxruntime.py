@@ -32,7 +32,7 @@ from pydantic import Field
 from optimize.artifact import Artifact
 from optimize.calibration import Calibration, calibration_batches
 from optimize.context import Context
-from optimize.distill import finetune
+from optimize.distill import training
 from optimize.errors import StageError
 from optimize.export import onnx as export
 from optimize.export.parity import Check
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 VERSION = 1
 
 
-class Config(finetune.Config):
+class Config(training.Training):
     """`quantize: int8`, `mode: qat`, of a transformers artifact for ONNX Runtime."""
 
     mode: Literal["qat"]
@@ -89,7 +89,7 @@ def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
     from optimize.quantize.fake_quant import FakeQuantized
 
     task, spec = context.task, artifact.task
-    with finetune.training(config, context), tempfile.TemporaryDirectory(dir=context.scratch) as scratch:
+    with training.training(config, context), tempfile.TemporaryDirectory(dir=context.scratch) as scratch:
         preprocessor = task.preprocessor(artifact.path, trust_remote_code=artifact.trust_remote_code)
         check = Check(artifact, context, preprocessor)
         model = task.load_model(artifact.path, spec, trust_remote_code=artifact.trust_remote_code)
@@ -109,7 +109,7 @@ def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
             bits=_bits(config),
             learn=config.learn_scales,
         )
-        trained, details = finetune.train(model, preprocessor, spec, config, context)
+        trained, details = training.train(model, preprocessor, spec, config, context)
         runner = TorchRunner(trained, threads=1)
         expected = [task.read_outputs(runner.run(inputs), inputs) for _, inputs in check.batches]
         ranges = {name: grid.range for name, grid in fake.grids.items()}

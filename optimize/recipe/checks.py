@@ -245,6 +245,11 @@ def _check_sources(parts: _Parts) -> None:
         known = revision if isinstance(revision, str) else None
         if isinstance(place, str) and (message := check_source(place, parts.base, kind, known)):
             parts.text.report(trail, message)
+    for stage in parts.stages or ():
+        for field in stage.entry.sources:
+            named = getattr(stage.config, field)
+            if named is not None and (message := check_source(named, parts.base, "model")):
+                parts.text.report(("stages", stage.index, field), message)
 
 
 def _get(top: Mapping[str, Any], block: str, key: str) -> Any:

@@ -248,16 +248,27 @@ def _check_settings(text: Text, draft: _Draft, earlier: list[_Draft]) -> None:
 
 
 def _check_reads(text: Text, draft: _Draft, earlier: list[_Draft]) -> None:
-    """Fields such as `teacher` name earlier stages."""
+    """Fields such as `teacher` name earlier stages, of a format that the method takes."""
     if draft.entry is None or draft.config is None:
         return
+    known = [SOURCE, *(other.name for other in earlier)]
+    wanted = dict.fromkeys(form for entry in draft.candidates for form in entry.takes)
     for field in draft.entry.reads:
-        named = getattr(draft.config, field)
-        if named is not None:
-            _check_earlier(text, named, (*draft.trail, field), draft, [other.name for other in earlier])
+        named, trail = getattr(draft.config, field), (*draft.trail, field)
+        if named is None or not _check_earlier(text, named, trail, draft, known):
+            continue
+        given = draft.source if named == SOURCE else next(other.gives for other in earlier if other.name == named)
+        if given is not None and given not in wanted:
+            fitting = [other.name for other in earlier if other.gives in wanted and other.name]
+            hint = f"such as `{field}: {fitting[-1]}`" if fitting else None
+            text.report(trail, f"`{named}` is {given}, and the {field} has to be {' or '.join(wanted)}", hint)
 
 
 def _check_libraries(text: Text, draft: _Draft) -> None:
+    for field, (name, extra) in draft.entry.options.items() if draft.entry and draft.config else ():
+        if getattr(draft.config, field) is not None and not installed(name):
+            message = f"`{field}` needs {name}, which is not installed"
+            text.report((*draft.trail, field), message, f'pip install "optimize-workbench[{extra}]"', key=True)
     missing = [name for name in (draft.entry.needs if draft.entry else ()) if not installed(name)]
     if missing:
         verb = "is" if len(missing) == 1 else "are"

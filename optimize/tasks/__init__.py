@@ -84,6 +84,8 @@ class Task(ABC):
     """Whether models of this task write, a token at a time: then `prefill` and `decode` are what is timed."""
     encodes: ClassVar[bool] = False
     """Whether they write what an encoder makes of a text, rather than go on with it."""
+    per_row: ClassVar[bool] = False
+    """Whether an output is of a whole row, whatever tokens that is cut into."""
     options: ClassVar[tuple[str, ...]] = ()
     """Keys of the spec that `predict` may be told in place of what the recipe said."""
     unit: ClassVar[str] = "evaluation rows"

@@ -14,6 +14,7 @@ from optimize.errors import EvaluationError, OptimizeError, SourceError, StageEr
 from optimize.evaluate.metrics import PERPLEXITY
 from optimize.tasks import Features, Inputs, Metric, Task
 from optimize.tasks.columns import listed
+from optimize.tasks.padding import NO_LABEL
 from optimize.tasks.pretrained import load_model, load_tokenizer, read_config
 
 if TYPE_CHECKING:
@@ -248,6 +249,24 @@ class CausalLM(Task):
         return self.collate(
             preprocessor, [{"input_ids": window, "attention_mask": [1] * sequence_length} for window in windows]
         )
+
+    # Training
+
+    def examples(self, preprocessor: Any, rows: pa.Table, spec: Mapping[str, Any]) -> list[Features]:
+        """Windows that do not overlap; each token but a window's first is to be foretold."""
+        apart = {**spec, "stride": spec["context_length"]}
+        windows = self.encode(preprocessor, rows, apart)
+        taken = ("input_ids", "attention_mask")
+        return [{**{name: row[name] for name in taken}, "labels": row["input_ids"]} for row in windows]
+
+    def collate_examples(self, preprocessor: Any, examples: Sequence[Features]) -> Inputs:
+        import numpy as np
+
+        inputs = self.collate(preprocessor, [{name: row[name] for name in row if name != "labels"} for row in examples])
+        labels = np.full(inputs["input_ids"].shape, NO_LABEL, dtype=np.int64)
+        for i, row in enumerate(examples):
+            labels[i, : len(row["labels"])] = row["labels"]
+        return {**inputs, "labels": labels}
 
     # Outputs
 

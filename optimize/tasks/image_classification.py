@@ -73,6 +73,7 @@ class ImageClassification(Task):
     Data: ClassVar[type[DataConfig]] = ImageClassificationData
     metrics: ClassVar[Mapping[str, Metric]] = {metric.name: metric for metric in (ACCURACY, TOP5, MACRO_F1)}
     default_metrics: ClassVar[tuple[str, ...]] = ("accuracy", "top5")
+    per_row: ClassVar[bool] = True
     has_length: ClassVar[bool] = False
     plain_modules: ClassVar[bool] = True
     libraries: ClassVar[tuple[str, ...]] = ("pillow",)

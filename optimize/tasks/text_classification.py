@@ -51,6 +51,7 @@ class TextClassification(Task):
     Data: ClassVar[type[DataConfig]] = TextClassificationData
     metrics: ClassVar[Mapping[str, Metric]] = {metric.name: metric for metric in (ACCURACY, MACRO_F1, MATTHEWS)}
     default_metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
+    per_row: ClassVar[bool] = True
 
     # Rows
 

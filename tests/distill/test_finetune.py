@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from optimize.artifact import Artifact
 from optimize.context import Context
 from optimize.data import Data
-from optimize.distill.finetune import Config, length_grouped, run
+from optimize.distill.finetune import Config, run
+from optimize.distill.trainer import length_grouped
 from optimize.errors import StageError
 from optimize.progress import Progress
 
@@ -138,3 +140,24 @@ def test_the_saved_config_names_no_place(pico_source: Artifact, new_context: Cal
     config = json.loads((result.path / "config.json").read_text())
     assert not config.get("_name_or_path")
     assert config["label2id"] == {"negative": 0, "positive": 1}
+
+
+def test_parts_of_a_batch_add_up_to_it(pico_source: Artifact, new_context: Callable[..., Context]) -> None:
+    """All 120 rows at one step, at once and in parts: the same gradient, unclipped."""
+    plain = {**QUICK, "optim": "sgd", "learning_rate": 1.0, "max_grad_norm": 1e9, "warmup_ratio": 0}
+    model = AutoModelForSequenceClassification.from_pretrained(pico_source.path)
+    folder = new_context().directory
+    model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = 0.0
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(pico_source.path).save_pretrained(folder)
+    calm = Artifact.from_directory(folder, format="transformers", task=pico_source.task)
+    weights = []
+    for size, parts in ((120, 1), (20, 6)):
+        config = Config(**{**plain, "batch_size": size, "gradient_accumulation_steps": parts})
+        result = run(calm, config, new_context())
+        assert result.details["steps"] == 1
+        weights.append(load_file(result.path / "model.safetensors"))
+    before = load_file(calm.path / "model.safetensors")
+    assert max((weights[0][name] - before[name]).abs().max() for name in before) > 1e-4
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, atol=1e-5, rtol=1e-4)

@@ -17,7 +17,7 @@ from optimize import tasks
 from optimize.artifact import Artifact
 from optimize.context import Context
 from optimize.data import prepare
-from optimize.distill import finetune
+from optimize.distill import training
 from optimize.errors import StageError
 from optimize.quantize.fake_quant import WeightGrid
 from optimize.quantize.int8_qat_onnxruntime import Config, run
@@ -53,7 +53,7 @@ def seen() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def trained(pico_source: Artifact, context_of: Callable[..., Context], seen: dict[str, Any]) -> Artifact:
-    original = finetune.train
+    original = training.train
 
     def watched(model: Any, *args: Any) -> Any:
         result, details = original(model, *args)
@@ -64,7 +64,7 @@ def trained(pico_source: Artifact, context_of: Callable[..., Context], seen: dic
         return result, details
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finetune, "train", watched)
+        patch.setattr(training, "train", watched)
         return run(pico_source, Config(**SETTINGS), context_of())
 
 
@@ -110,7 +110,7 @@ def test_a_killed_training_goes_on_to_the_same_bytes(
     trained: Artifact, pico_source: Artifact, context_of: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context = context_of()
-    original = finetune._check_loss
+    original = training.check_loss
 
     class Killed(Exception):
         pass
@@ -120,7 +120,7 @@ def test_a_killed_training_goes_on_to_the_same_bytes(
         if when == "in training":
             raise Killed
 
-    monkeypatch.setattr(finetune, "_check_loss", kill)
+    monkeypatch.setattr(training, "check_loss", kill)
     with pytest.raises(Killed):
         run(pico_source, Config(**SETTINGS, save_steps=3), context)
     monkeypatch.undo()
