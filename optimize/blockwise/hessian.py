@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from optimize.errors import StageError
 
@@ -51,7 +51,7 @@ class Hessian:
             return
         before, self.tokens = self.tokens, self.tokens + len(x)
 
-        # Only what lies on the diagonal and right of it: the matrix is symmetric, and that is little over half the work.
+        # Only what lies on the diagonal and right of it: the matrix is symmetric.
         with _read_as_bfloat16() if narrow else contextlib.nullcontext():
             for start in range(0, len(self._sums), _STRIP):
                 strip, inputs = self._sums[start : start + _STRIP, start:], x[:, start : start + _STRIP]
@@ -73,7 +73,8 @@ def _read_as_bfloat16() -> Iterator[None]:
     """Inside, the CPU may take float32 factors for bfloat16 ones; it adds up in float32 all the same."""
     import torch
 
-    settings = torch.backends.mkldnn.matmul
+    mkldnn: Any = torch.backends.mkldnn
+    settings = mkldnn.matmul
     before = settings.fp32_precision
     settings.fp32_precision = "bf16"
     try:

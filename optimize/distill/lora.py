@@ -20,7 +20,7 @@ class Lora(Block):
 
     r: int = Field(8, ge=1)
     """Their rank: how many columns each pair of matrices has."""
-    alpha: float = Field(16, gt=0)
+    alpha: int = Field(16, ge=1)
     """What an adapter adds is scaled by `alpha / r`."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Share of an adapter's inputs that are left out at each step."""

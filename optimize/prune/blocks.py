@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from optimize.prune.forward import answers, loss_of
 from optimize.blockwise.blocks import find_blocks
+from optimize.prune.forward import answers, loss_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -11,10 +11,10 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from optimize.blockwise.blocks import find_blocks
 from optimize.errors import StageError
 from optimize.prune.forward import answers
 from optimize.prune.units import Dimension, Kind, Slice
-from optimize.blockwise.blocks import find_blocks
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

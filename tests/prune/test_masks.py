@@ -19,7 +19,7 @@ from optimize import tasks
 from optimize.artifact import Artifact
 from optimize.context import Context
 from optimize.data import prepare
-from optimize.distill import finetune
+from optimize.distill import finetune, training
 from optimize.errors import StageError
 from optimize.export import onnx as export
 from optimize.prune import masks
@@ -291,14 +291,14 @@ def test_training_with_rounded_numbers_keeps_them(
         calibration={"num_samples": 8, "max_length": 16},
     )
     trained: dict[str, Tensor] = {}
-    original = finetune.train
+    original = training.train
 
     def watched(*args: Any) -> Any:
         model, details = original(*args)
         trained.update({name: value.detach().clone() for name, value in model.state_dict().items()})
         return model, details
 
-    monkeypatch.setattr(finetune, "train", watched)
+    monkeypatch.setattr(training, "train", watched)
     int8_qat_onnxruntime.run(sparse_bert, config, replace(new_context(), data=labelled))
     before = weights(sparse_bert.path)
     for name, zeros in pruned(sparse_bert).items():

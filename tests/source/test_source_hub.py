@@ -250,7 +250,7 @@ try:
     print(json.dumps({"texts": texts, "datasets": "datasets" in sys.modules}))
 except SourceError as error:
     print(json.dumps({"error": str(error)}))
-# Now and then a thread of what `datasets` has read with is alive when Python ends, which then aborts (arrow issue 45214).
+# Now and then a thread of what `datasets` read with is alive when Python ends, which then aborts (arrow issue 45214).
 sys.stdout.flush()
 os._exit(0)
 """
