@@ -33,7 +33,9 @@ def environment(*requirements: str) -> str:
         shutil.rmtree(folder, ignore_errors=True)
         print(f"installing {', '.join(requirements)}", file=sys.stderr, flush=True)
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *requirements], check=True)
+        install = [python, "-m", "pip", "install", "--quiet"]
+        subprocess.run([*install, "--upgrade", "pip"], check=True)  # that of an older Python builds what it need not
+        subprocess.run([*install, "--prefer-binary", *requirements], check=True)
         (folder / "complete").touch()
     return str(python)
 
