@@ -45,6 +45,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 """What a stage is told; `calibration` is added where a stage takes it."""
 REQUIRED: dict[str, dict[str, Any]] = {
+    "distill.student": {"num_hidden_layers": 1},
+    "distill.logits": {"teacher": "source"},
+    "distill.features": {"teacher": "source"},
     "prune.structured": {"pruning_ratio": 0.5},
     "prune.layers": {"num_hidden_layers": 1},
 }

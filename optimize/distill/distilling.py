@@ -34,6 +34,8 @@ class Pupil(nn.Module):
     """The student while it learns. Its weights are those that are trained: neither the teacher's nor frozen ones."""
 
     accepts_loss_kwargs = False
+    _keys_to_ignore_on_save = None
+    """What the Trainer asks for where a checkpoint lacks weights, as it lacks frozen ones."""
 
     def __init__(self, student: Any, teacher: Teacher, signals: Mapping[str, Signal], alpha: float) -> None:
         super().__init__()

@@ -182,8 +182,9 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     in_memory: bool, new_context: Callable[..., Context], tmp_path: Path
 ) -> None:
     source = saved(dense("Llama", num_hidden_layers=3), tmp_path / "source")
-    whole = run(source, Config(**QUICK), new_context())
-    config = Config(**{**QUICK, "threads": 2}, activations_mb=2048 if in_memory else 0)
+    settings = {**QUICK, "threads": 2}
+    whole = run(source, Config(**settings), new_context())
+    config = Config(**settings, activations_mb=2048 if in_memory else 0)
     with pytest.raises(Killed):
         run(source, config, new_context(scratch=tmp_path / "scratch", progress=Watch(kill_at=2)))
     watch = Watch()
