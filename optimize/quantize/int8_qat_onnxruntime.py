@@ -77,9 +77,10 @@ class Config(training.Training):
     """Globs of the graph's node names, or of their weights' names, that stay in float."""
     onnx: export.Config = export.Config()
     """How the graph is exported: what `export: onnx` takes."""
-    tolerance: float = Field(0.05, gt=0)
-    """The largest absolute difference of the graph's outputs from the trained model's on real rows. Sums in another
-    order move a few activations by one code; more than that is an error."""
+    tolerance: float = Field(0.3, gt=0)
+    """The largest absolute difference of the graph's outputs from the trained model's on real rows. Codes and scales
+    are the trained ones, but sums in another order move some activations by one code, which moved MiniLM's logits by up
+    to 0.08; more than a few of those is an error."""
 
 
 def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
