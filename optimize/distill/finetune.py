@@ -34,7 +34,7 @@ from optimize.distill.training import LargeTraining, train, training
 from optimize.prune.masks import Held
 from optimize.runtimes import pytorch
 
-VERSION = 1
+VERSION = 2
 
 
 class Config(LargeTraining):

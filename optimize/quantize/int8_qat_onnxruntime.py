@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
     from optimize.quantize.fake_quant import Grid
 
-VERSION = 1
+VERSION = 2
 
 
 class Config(training.Training):
