@@ -99,8 +99,9 @@ def _distance(model: Any, config: Any) -> int:
 def _made(model: Any, config: Any) -> Any:
     """The model that a config makes, without weights."""
     import torch
+    import transformers
 
-    cls = getattr(__import__("transformers"), type(model).__name__)
+    cls = getattr(transformers, type(model).__name__)
     with quiet(), torch.random.fork_rng(devices=[]), torch.device("meta"):
         # As if from its file: it is checked on the way.
         return cls(type(config).from_dict(copy.deepcopy(config.to_dict())))

@@ -17,7 +17,7 @@ from optimize.tasks import Features, Inputs, Metric, Task
 from optimize.tasks.causal_lm import log_softmax, rows_that_fit
 from optimize.tasks.columns import listed, texts
 from optimize.tasks.padding import NO_LABEL, exact_length, pad, tokenize
-from optimize.tasks.pretrained import load_model, load_tokenizer, read_config
+from optimize.tasks.pretrained import architectures, load_model, load_tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,8 +100,7 @@ class FillMask(Task):
     # The model
 
     def check_source(self, path: Path, spec: Mapping[str, Any]) -> bool:
-        architectures = read_config(path / "config.json").get("architectures") or ()
-        return any(str(name).endswith(HEAD) for name in architectures)
+        return any(name.endswith(HEAD) for name in architectures(path))
 
     def load_model(self, path: Path, spec: Mapping[str, Any], *, trust_remote_code: bool = False) -> Any:
         return load_model(

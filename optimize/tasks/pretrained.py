@@ -97,5 +97,10 @@ def read_config(path: Path) -> dict[str, Any]:
     return value
 
 
+def architectures(path: Path) -> tuple[str, ...]:
+    """The classes that a model folder's config names. Raises `SourceError` where it can't be read."""
+    return tuple(map(str, read_config(path / "config.json").get("architectures") or ()))
+
+
 def first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -14,7 +14,7 @@ from optimize.evaluate.squad import EXACT_MATCH, F1
 from optimize.tasks import Features, Inputs, Metric, Task, written
 from optimize.tasks.columns import listed, refuse_rows, texts
 from optimize.tasks.padding import pad
-from optimize.tasks.pretrained import load_model, load_tokenizer, read_config
+from optimize.tasks.pretrained import architectures, load_model, load_tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -155,8 +155,7 @@ class QuestionAnswering(Task):
     # The model
 
     def check_source(self, path: Path, spec: Mapping[str, Any]) -> bool:
-        architectures = read_config(path / "config.json").get("architectures") or ()
-        return any(str(name).endswith(HEAD) for name in architectures)
+        return any(name.endswith(HEAD) for name in architectures(path))
 
     def load_model(self, path: Path, spec: Mapping[str, Any], *, trust_remote_code: bool = False) -> Any:
         return load_model(

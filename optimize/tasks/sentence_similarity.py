@@ -16,7 +16,7 @@ from optimize.tasks import Features, Inputs, Metric, Task
 from optimize.tasks.columns import listed, refuse_rows, texts
 from optimize.tasks.padding import exact_length, pad, tokenize
 from optimize.tasks.pooling import EMBEDDING, MODULES, Mode, copy_pooling, pool_in_model, pooled_tokens, pooling_of
-from optimize.tasks.pretrained import load_model, load_tokenizer, read_config
+from optimize.tasks.pretrained import architectures, load_model, load_tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,10 +111,10 @@ class SentenceSimilarity(Task):
     # The model
 
     def check_source(self, path: Path, spec: Mapping[str, Any]) -> bool:
-        architectures = read_config(path / "config.json").get("architectures") or ()
-        if not any(str(name).endswith("Model") for name in architectures):
+        found = architectures(path)
+        if not any(name.endswith("Model") for name in found):
             raise SourceError(
-                f"the model gives no vectors: it is {listed(map(str, architectures)) or 'of no architecture'}",
+                f"the model gives no vectors: it is {listed(found) or 'of no architecture'}",
                 location=str(path),
                 hint="take one without a head, such as those of sentence-transformers",
             )
