@@ -17,6 +17,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from optimize.config import Block
 from optimize.context import Context
+from optimize.device import check_device
 from optimize.distill.lora import Lora
 from optimize.distill.trainer import check_loss, last_checkpoint, progress, trainer_class
 from optimize.errors import StageError
@@ -130,8 +131,7 @@ def training(config: Training, context: Context) -> Iterator[None]:
     """
     import torch
 
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise StageError("no CUDA device", hint="set device: cpu")
+    check_device(config.device)
     if config.precision == "float16" and not torch.cuda.is_available():
         raise StageError("float16 training needs a CUDA device", hint="set precision: bfloat16 or float32")
     if config.early_stopping_patience and not context.data.num_rows.get("validation"):

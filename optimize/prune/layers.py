@@ -24,6 +24,7 @@ from optimize.artifact import Artifact
 from optimize.calibration import Calibration
 from optimize.config import Block
 from optimize.context import Context
+from optimize.device import check_device
 from optimize.errors import StageError
 from optimize.planning import resolve_config
 from optimize.prune.recovery import Recovery
@@ -56,15 +57,13 @@ class Config(Block):
 
 def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
     """Drop blocks. Raises `StageError` where the model has no list of blocks, or no more than shall stay."""
-    import torch
 
     from optimize.prune import blocks, recovery, saving
     from optimize.prune.forward import labelled, macs, parameters, tensors, timed_inputs, unlabelled
 
     config = resolve_config(config)
     recovery.check_trainable(config.recovery, context)
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise StageError("no CUDA device", hint="set device: cpu")
+    check_device(config.device)
     if not context.data.num_rows.get("calibration"):
         raise StageError("no calibration rows", hint="give `data.splits.calibration` a share")
     if artifact.trust_remote_code:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
+from optimize.device import check_device
 from optimize.errors import StageError
 from optimize.planning import resolve_config
 from optimize.prune import dependency, importance, selection
@@ -27,11 +28,9 @@ class Narrowing:
 
     def __init__(self, source: Artifact, config: Config, context: Context) -> None:
         """Raises `StageError` for a model with code of its own, and where there are no rows to run it on."""
-        import torch
 
         self.source, self.config, self.context = source, resolve_config(config), context
-        if self.config.device == "cuda" and not torch.cuda.is_available():
-            raise StageError("no CUDA device", hint="set device: cpu")
+        check_device(self.config.device)
         if source.format == "transformers" and source.trust_remote_code:
             raise StageError("a model with code of its own can't be pruned: what its config means is not known")
         if not context.data.num_rows.get("calibration"):

@@ -41,6 +41,7 @@ from optimize.blockwise.sequence import activation_bytes, change_layers, layer_r
 from optimize.calibration import Calibration, calibration_batches
 from optimize.config import Block
 from optimize.context import Context
+from optimize.device import check_device
 from optimize.errors import StageError
 from optimize.planning import resolve_config
 from optimize.prune import masks
@@ -131,8 +132,7 @@ def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
     import torch
 
     config = resolve_config(config)
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise StageError("no CUDA device", hint="set device: cpu")
+    check_device(config.device)
     settings = checkpoint.float_config(artifact)
     with quiet(), threads(config.threads), memory_returned():
         model = checkpoint.empty_model(artifact, settings)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimize.artifact import Artifact
 from optimize.blockwise.lazy_weights import checkpoint_tensors
+from optimize.device import check_device
 from optimize.errors import StageError
 from optimize.quantize import checkpoint
 from optimize.runtimes.quantized import load_library
@@ -43,10 +44,8 @@ def run(
     there is no such device, a glob of `ignore` matches nothing, nothing is left to quantise, or a weight is not finite
     or beyond `limit`.
     """
-    import torch
 
-    if device == "cuda" and not torch.cuda.is_available():
-        raise StageError("no CUDA device", hint="set device: cpu")
+    check_device(device)
     load_library("bitsandbytes", extra="bitsandbytes")
     config = checkpoint.float_config(artifact)
     model = checkpoint.empty_model(artifact, config)

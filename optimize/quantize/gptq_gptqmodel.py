@@ -25,6 +25,7 @@ from optimize.artifact import Artifact
 from optimize.calibration import Calibration, calibration_batches
 from optimize.config import Block
 from optimize.context import Context
+from optimize.device import check_device
 from optimize.errors import StageError
 from optimize.planning import resolve_config
 from optimize.prune.masks import pruned_layers
@@ -69,8 +70,7 @@ def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
     import torch
 
     config = resolve_config(config)
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise StageError("no CUDA device", hint="set device: cpu")
+    check_device(config.device)
     settings = checkpoint.float_config(artifact)
     if pruned_layers(artifact):
         context.warn("gptqmodel knows no masks: zeros of the pruned model don't stay zeros; leave `backend` out")
