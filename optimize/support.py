@@ -82,9 +82,13 @@ def _ways(format: str, known: list[Cell]) -> str:
     for method, found in ways.items():
         backends = {cell.entry.backend for cell in found}
         several = len(backends) > 1 and None not in backends
-        words = [(cell.entry.backend if several else cell.mode) or "" for cell in found]
+        words = [(_backend(cell.entry) if several else cell.mode) or "" for cell in found]
         told.append(f"{method} ({', '.join(filter(None, words))})" if any(words) else method)
     return ", ".join(told)
+
+
+def _backend(entry: Entry) -> str:
+    return " ".join(filter(None, (entry.backend, entry.mode)))
 
 
 def write(path: Path) -> None:
