@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from numba import config, njit
+import numba
 
 from optimize.work import cache_folder
+
+SETTINGS: Any = numba.config
 
 
 def compiled(signature: str, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -19,17 +21,15 @@ def compiled(signature: str, **options: Any) -> Callable[[Callable[..., Any]], C
     Compiling takes seconds, at the module's import. What comes of it depends on the processor and on the source file;
     Numba looks at both before it takes something from the cache.
     """
-    return njit(  # type: ignore[no-any-return]
-        signature, nogil=True, error_model="numpy", cache=_kept_in_cache_folder(), **options
-    )
+    return numba.njit(signature, nogil=True, error_model="numpy", cache=_kept_in_cache_folder(), **options)
 
 
 def _kept_in_cache_folder() -> bool:
     """Have Numba keep its files there, and not among the package's own; False where nothing can be kept."""
-    folder = Path(config.CACHE_DIR or cache_folder() / "kernels")
+    folder = Path(SETTINGS.CACHE_DIR or cache_folder() / "kernels")
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
         return False
-    config.CACHE_DIR = str(folder)
+    SETTINGS.CACHE_DIR = str(folder)
     return True
