@@ -107,6 +107,17 @@ SHRUNK: dict[str, list[str]] = {
         "gates=[{metric: size, on: shallow-onnx, max_ratio: 0.9}]",
         "promote=null",
     ],
+    "minilm-small": [
+        "data.max_rows=160",
+        "stages.layers.calibration.num_samples=8",
+        "stages.structured.calibration.num_samples=8",
+        "stages.features.epochs=1",
+        "stages.int8.calibration.num_samples=16",
+        "evaluate.latency=null",
+        "evaluate.peak_memory=false",
+        "gates=[{metric: accuracy, max_drop: 1}, {metric: size, max_ratio: 0.2}]",
+        "promote=null",
+    ],
     "minilm-student": [
         "data.max_rows=160",
         "stages.features.epochs=1",

@@ -86,6 +86,7 @@ class ValueRelations(_OfTokens):
 
     def __init__(self, how: Attention, heads: int, ours: nn.Module, theirs: nn.Module) -> None:
         super().__init__(how.weight)
+        self.asked = how.relation_heads
         self.heads = heads
         self._values: dict[str, Tensor] = {}
         for whose, module in (("student", ours), ("teacher", theirs)):
@@ -98,15 +99,18 @@ class ValueRelations(_OfTokens):
         found = self._values.pop("student")
         places = seen(batch) if "attention_mask" in batch else torch.ones_like(found[..., 0], dtype=torch.bool)
         kept = wanted["values"]
-        for width in (found.shape[-1], kept.shape[-1]):
-            if width % self.heads:
+        widths = (found.shape[-1], kept.shape[-1])
+        # A pruned model has fewer heads than its config says.
+        heads = self.asked or math.gcd(self.heads, *widths)
+        for width in widths:
+            if width % heads:
                 raise StageError(
-                    f"values of width {width} can't be cut into {self.heads} relation heads",
-                    hint=f"set attention.relation_heads to {math.gcd(found.shape[-1], kept.shape[-1])}, or a divisor",
+                    f"values of width {width} can't be cut into {heads} relation heads",
+                    hint=f"set attention.relation_heads to {math.gcd(*widths)}, or a divisor",
                 )
         spread = kept.new_zeros((*places.shape, kept.shape[-1]))
         spread[places] = kept
-        return losses.relation_distance(spread, found, places, self.heads)
+        return losses.relation_distance(spread, found, places, heads)
 
     def _catch(self, whose: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Tensor) -> None:
@@ -131,7 +135,7 @@ def maps(student: Any, teacher: Any, how: Attention, layer_map: Layers) -> Maps:
 def value_relations(student: Any, teacher: Any, how: Attention) -> ValueRelations:
     """Raises `StageError` where the layers that make values can't be told."""
     heads = [_value_heads(model.config) for model in (student, teacher)]
-    return ValueRelations(how, how.relation_heads or math.gcd(*heads), _values(student), _values(teacher))
+    return ValueRelations(how, math.gcd(*heads), _values(student), _values(teacher))
 
 
 def _pairs(student: Any, teacher: Any, layer_map: Layers) -> list[tuple[int, int]]:

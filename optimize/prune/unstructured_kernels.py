@@ -1,7 +1,7 @@
 """The inner loop of SparseGPT, compiled for the CPU. `unstructured_batched` has it for tensors on an accelerator.
 
 Each row of a weight is a problem of its own, so that callers may give any rows to any thread; the interpreter's lock is
-released. Importing this module compiles it, which takes some seconds: import it where it is used.
+released. The first import on a machine compiles this module, which takes some seconds: import it where it is used.
 """
 
 from __future__ import annotations
@@ -9,17 +9,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from optimize.compiled import compiled
 
 _LANES = 16
 """Rows that are taken abreast, one to a lane of a vector register."""
 _Array = Any  # of any type and layout: the signature below is what counts
 
 
-@njit(
+@compiled(
     "(float32[:,:], float32[:,:], float32[:,:], float32[:], int64, int64, boolean[:,:], float32[:,:], float32[:,:])",
-    nogil=True,
-    error_model="numpy",
     fastmath={"contract"},
 )
 def sweep(

@@ -4,8 +4,7 @@ Each row of a weight is a problem of its own, and no function here looks at two 
 rows to any thread; the interpreter's lock is released. Arrays are NumPy's, float32 unless said otherwise, and what is
 named "out" is written. `gptq_batched` has the same functions for tensors on an accelerator.
 
-Importing this module compiles it, which takes some seconds: import it where it is used. Nothing is cached on disk, for
-Numba would do it among the package's own files.
+The first import on a machine compiles this module, which takes some seconds: import it where it is used.
 """
 
 from __future__ import annotations
@@ -13,17 +12,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from optimize.compiled import compiled
 
 _LANES = 16
 """Rows that `sweep` takes abreast, one to a lane of a vector register."""
 _Array = Any  # of any type and layout: signatures below are what counts
 
 
-@njit(
+@compiled(
     "(float32[:,::1], float32[::1], int64, float32[:,:,::1], float32[:,:,::1], float32, int64[:,::1])",
-    nogil=True,
-    error_model="numpy",
     fastmath={"contract", "reassoc", "nsz"},  # sums in any order, the same one each time
 )
 def choose(
@@ -54,11 +52,9 @@ def choose(
                     best[row, group] = candidate
 
 
-@njit(
+@compiled(
     "(float32[:,:], float32[:,:], boolean[:,:], float32[:,:], float32[:,:], float32[:,:], float32, "
     "float32[:,:], float32[:,:])",
-    nogil=True,
-    error_model="numpy",
     fastmath={"contract"},
 )
 def sweep(
@@ -113,11 +109,9 @@ def sweep(
                 loss[first + lane, column] = losses[column, lane]
 
 
-@njit(
+@compiled(
     "(float32[:,::1], float32[:,::1], float32[:,::1], float32[:,::1], boolean[:,::1], int64[::1], int64[::1], "
     "float32[:,::1], float32[:,::1], float32)",
-    nogil=True,
-    error_model="numpy",
     fastmath={"contract"},
 )
 def descend(

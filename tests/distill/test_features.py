@@ -156,3 +156,18 @@ def test_activations_that_are_computed_again_are_the_same(
     assert rough.details["validation"]["loss"] == pytest.approx(
         run(pupil, config(), room.make(teacher=teacher)).details["validation"]["loss"], rel=0.2
     )
+
+
+def test_a_pruned_student_has_fewer_heads_than_its_config_says() -> None:
+    """Values of 8 and 12, heads of 4 by both configs: cut into as many parts as fit all of it."""
+    ours, theirs = torch.nn.Linear(6, 8), torch.nn.Linear(6, 12)
+    signal = inside.ValueRelations(Attention(), 4, ours, theirs)
+    tokens, batch = torch.randn(2, 5, 6), {"attention_mask": torch.ones(2, 5, dtype=torch.long)}
+    theirs(tokens)
+    wanted = signal.of_teacher({}, batch)
+    ours(tokens)
+    assert signal.loss(wanted, {}, batch) > 0
+    theirs(tokens)
+    wanted, other = signal.of_teacher({}, batch), inside.ValueRelations(Attention(), 3, ours, theirs)
+    ours(tokens)
+    assert other.loss(wanted, {}, batch) > 0, "in one part, since three don't fit"
