@@ -90,13 +90,16 @@ def test_a_comment_or_an_indent_never_runs_anything_again(
     assert all(artifact["cached"] for artifact in two.document["artifacts"])
 
 
-def test_two_clean_work_folders_give_the_same_digests(quick: dict[str, Any], tmp_path: Path) -> None:
-    runs = [optimize.apply(quick, work=tmp_path / place / "work") for place in ("here", "over/there")]
-    one, two = ([artifact["digest"] for artifact in run.document["artifacts"]] for run in runs)
+def test_two_clean_work_folders_give_the_same_digests(quick: dict[str, Any], built_work: Work, tmp_path: Path) -> None:
+    here, there = (optimize.apply(quick, work=place).document for place in (built_work, tmp_path / "over/there/work"))
+    assert not any(artifact["cached"] for artifact in there["artifacts"])
+    one, two = ([artifact["digest"] for artifact in document["artifacts"]] for document in (here, there))
     assert one == two
 
 
-def test_evaluation_rows_reach_no_stage(quick: dict[str, Any], work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_rows_reach_no_stage(
+    quick: dict[str, Any], built_work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Poison: a stage that asks for them is refused, and the refusal is an error of that stage."""
     from optimize.quantize import int8_onnxruntime
 
@@ -104,10 +107,11 @@ def test_evaluation_rows_reach_no_stage(quick: dict[str, Any], work: Work, monke
         return context.data.rows("evaluation")
 
     monkeypatch.setattr(int8_onnxruntime, "run", peek)
+    quick["stages"][2]["per_channel"] = False  # has not run yet
     with pytest.raises(StageError, match="evaluation") as caught:
-        optimize.apply(quick, work=work)
+        optimize.apply(quick, work=built_work)
     assert caught.value.stage == "int8"
-    (run,) = work.runs.iterdir()
+    (run,) = built_work.runs.iterdir()
     document = json.loads((run / "run.json").read_text())
     assert document["error"]["stage"] == "int8"
     assert [artifact["name"] for artifact in document["artifacts"]] == ["finetune", "onnx"]
@@ -122,7 +126,7 @@ def test_a_failing_gate_promotes_nothing(quick: dict[str, Any], built_work: Work
     assert not built_work.registry.list()
 
 
-def test_a_failure_is_never_stored(quick: dict[str, Any], work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_is_never_stored(quick: dict[str, Any], built_work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     from optimize.export import onnx
 
     whole = onnx.run
@@ -132,12 +136,13 @@ def test_a_failure_is_never_stored(quick: dict[str, Any], work: Work, monkeypatc
         raise RuntimeError("the exporter fell over")
 
     monkeypatch.setattr(onnx, "run", broken)
+    quick["stages"][1]["opset"] = 20  # has not run yet
     with pytest.raises(StageError, match="the exporter fell over"):
-        optimize.apply(quick, work=work)
-    assert not work.store.verify_all()
-    assert not list(work.store.root.rglob("half.onnx"))
+        optimize.apply(quick, work=built_work)
+    assert not built_work.store.verify_all()
+    assert not list(built_work.store.root.rglob("half.onnx"))
     monkeypatch.setattr(onnx, "run", whole)
-    run = optimize.apply(quick, work=work)
+    run = optimize.apply(quick, work=built_work)
     assert [artifact["cached"] for artifact in run.document["artifacts"]] == [True, False, False]
 
 

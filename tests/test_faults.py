@@ -134,14 +134,13 @@ def test_two_runs_at_once_do_the_work_once(pico_recipe: dict[str, Any], tmp_path
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_says_so_and_leaves_nothing_running(
-    pico_recipe: dict[str, Any], tmp_path: Path, work: Work, how: signal.Signals
+    pico_recipe: dict[str, Any], tmp_path: Path, built_work: Work, how: signal.Signals
 ) -> None:
     """In the middle of measuring, when processes of ours wait stopped."""
     recipe = tmp_path / "recipe.yaml"
     pico_recipe["evaluate"]["latency"]["budget_seconds"] = 500
-    pico_recipe["stages"][0]["epochs"] = 1
     recipe.write_text(json.dumps(pico_recipe))
-    line = [sys.executable, "-m", "optimize", "apply", str(recipe), "--work", str(work.root)]
+    line = [sys.executable, "-m", "optimize", "apply", str(recipe), "--work", str(built_work.root)]
     process = subprocess.Popen(
         line,
         stderr=subprocess.PIPE,
@@ -163,10 +162,10 @@ def test_an_interrupted_run_says_so_and_leaves_nothing_running(
     assert process.wait(30) == 130
     assert "Traceback" not in "".join(said)
     assert not {pid for pid in workers if psutil.pid_exists(pid)}
-    ((_, document),) = run_documents(work)
+    ((_, document),) = run_documents(built_work)
     assert document["error"]["type"] == "KeyboardInterrupt"
     assert [artifact["name"] for artifact in document["artifacts"]] == ["finetune", "onnx", "int8"]
-    assert work.store.verify_all() == []
+    assert built_work.store.verify_all() == []
 
 
 def start(recipe: Path, work: Work) -> subprocess.Popen[bytes]:
