@@ -62,4 +62,5 @@ def prepare(model: nn.Module, layers: Iterable[str], *, sym: bool, reduce_range:
 def restore(model: nn.Module, layers: Iterable[str]) -> None:
     """Leave the float model with its trained weights."""
     for name in layers:
-        model.set_submodule(name, model.get_submodule(name).to_linear())
+        layer: Any = model.get_submodule(name)
+        model.set_submodule(name, layer.to_linear())
