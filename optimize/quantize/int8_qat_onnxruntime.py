@@ -25,7 +25,7 @@ import tempfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pydantic import Field
 
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     from optimize.quantize.fake_quant import Grid
+    from optimize.runtimes import Runner
 
 VERSION = 2
 
@@ -127,7 +128,7 @@ def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
             "ignored": ignored,
         }
         result = graphs.finished(quantizer.without([]), after, context, details)
-    runner = runtime.open(context.directory, threads=1)
+    runner = cast("Runner", runtime.open(context.directory, threads=1))
     difference = trained.difference(runner, expected, config.tolerance, check, context)
     return replace(result, details={**result.details, "max_difference": difference})
 
