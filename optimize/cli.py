@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from optimize.commands import keeping
-from optimize.commands.options import Json, RecipeFile, Remeasure, Sets, Style, UsageError, Verb, WorkFolder, group
+from optimize.commands.options import By, Json, RecipeFile, Remeasure, Sets, Style, UsageError, Verb, WorkFolder, group
 from optimize.commands.reporting import (
     INTERRUPTED,
     UNEXPECTED,
@@ -169,6 +169,56 @@ def compare(
     with stdout_for_the_result(), listening() as progress:
         run = compare(candidate, over, recipe=recipe, gates=gates, progress=progress, remeasure=remeasure)
     return _conclude(run, as_json)
+
+
+@app.command(cls=Verb)
+def sensitivity(
+    recipe: RecipeFile,
+    stage: Annotated[str | None, typer.Option("--stage", metavar="NAME", help="Whose settings, of several.")] = None,
+    by: Annotated[By, typer.Option("--by", help="What changes at a time.")] = By.layer,
+    settings: Annotated[
+        str | None, typer.Option("--settings", metavar="A,B", help="Bits or sparsities to try, such as 2,3,4,8.")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="Mean bits (4), overall sparsity (0.5), or share of the size (30%).")
+    ] = None,
+    write: Annotated[
+        Path | None, typer.Option("--write", metavar="FILE", help="Write the recipe that spends the budget best.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Run the stage with the choice, and with one setting for all.")
+    ] = True,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Calibration rows to compare answers on.")] = 32,
+    length: Annotated[int, typer.Option("--length", min=2, help="Tokens of a row.")] = 128,
+    seed: Annotated[int, typer.Option("--seed", help="Of the draw of rows.")] = 0,
+    sets: Sets = None,
+    work: WorkFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Score each layer's reaction to each bit width or sparsity, and spend a budget where it hurts least."""
+    from optimize import sensitivity
+    from optimize.commands.sensitivity import numbers, page
+    from optimize.progress_view import listening
+
+    tried = numbers(settings)
+    with stdout_for_the_result(), listening() as progress:
+        found = sensitivity.measure(
+            _load(recipe, sets),
+            stage=stage,
+            by=by.value,
+            settings=tried,
+            budget=budget,
+            write=write,
+            check=check,
+            samples=samples,
+            length=length,
+            seed=seed,
+            progress=progress,
+        )
+    if as_json:
+        emit(found)
+    else:
+        show(page(found))
 
 
 @app.command(cls=Verb)

@@ -57,6 +57,30 @@ def apply(
     return Run(document, work.runs / document["run"], work)
 
 
+def build(recipe: Recipe, name: str, work: Work, progress: Progress) -> tuple[Artifact, Data]:
+    """The artifact of one stage (or of the source), made or reused with those it needs, and the rows of the recipe.
+
+    Nothing is scored, and no run is recorded. Raises as `apply` does.
+    """
+    from optimize.data import prepare
+
+    task = tasks.get(recipe.model.task)
+    data = prepare(recipe.data, task, work, recipe.base)
+    needed = {name}
+    for stage in reversed(recipe.stages):
+        needed.update(ancestors(stage) if stage.name in needed else ())
+    with work.store.in_use():
+        built = {SOURCE: _take_source(recipe, work.store, task, data, progress)}
+        source = built[SOURCE].artifact
+        if not task.check_source(source.path, source.task):
+            _refuse_fresh_head(recipe, ())
+        for stage in recipe.stages:
+            if stage.name in needed:
+                logs = work.root / "logs"
+                built[stage.name] = _build(recipe, stage, work.store, task, data, built, logs, progress)
+    return built[name].artifact, data
+
+
 def _carry_out(
     recipe: Recipe,
     work: Work,

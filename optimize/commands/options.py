@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,6 +45,13 @@ def _use_work(folder: Path | None) -> Path | None:
     if folder is not None:
         os.environ["OPTIMIZE_WORK"] = str(folder.absolute())
     return folder
+
+
+class By(str, Enum):
+    """What `sensitivity` changes at a time."""
+
+    layer = "layer"
+    block = "block"
 
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")]

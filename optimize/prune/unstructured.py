@@ -13,6 +13,13 @@ Alistarh, 2023, https://arxiv.org/abs/2301.00774). Those two go through the mode
 does, each layer on what the pruned ones before it put out: one block's weights are in memory at a time, and a killed
 run goes on behind the last finished block. `unstructured_scores.py` and `unstructured_solver.py` have the mathematics.
 
+`layers` gives some layers another sparsity than the rest, such as those to which the answers are the least sensitive
+(`optimize sensitivity` finds them):
+
+      - prune: unstructured
+        sparsity: 0.5
+        layers: {"model.layers.0.*": {sparsity: 0.3}, "model.layers.1.mlp.up_proj": {sparsity: 0.6}}
+
 The checkpoint is as large and as fast as before: zeros are stored and multiplied like any other number. It is a step
 towards a runtime that skips them, and `scores.sparsity` and a warning say so. `sparsity.json` beside the weights names
 the pruned layers; `quantize: gptq` and `distill: finetune` keep their zeros.
@@ -24,7 +31,7 @@ share of its output's energy that pruning changed (`error`), beside the same of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
@@ -60,6 +67,13 @@ VERSION = 1
 HONEST = "zeros are stored and multiplied like any other number: by itself this is neither smaller nor faster"
 
 
+class Layer(Block):
+    """What is otherwise in some layers."""
+
+    sparsity: float = Field(ge=0, lt=1)
+    """Share of the weights that become 0; with 0 the layer stays dense."""
+
+
 class Config(Block):
     """`prune: unstructured`."""
 
@@ -76,6 +90,9 @@ class Config(Block):
     """Globs of the names of linear layers inside the blocks that are pruned."""
     ignore: tuple[str, ...] = ()
     """Globs of names of layers that stay dense all the same."""
+    layers: dict[str, Layer] = {}
+    """Names of layers, or globs of them, that get another `sparsity`. A whole name goes before any glob; two globs may
+    not say different things of one layer."""
     damp_percent: float = Field(0.01, gt=0, lt=1)
     """SparseGPT: share of the Hessian's mean diagonal that is added to it; raised where it can't be factorised
     otherwise."""
@@ -112,6 +129,9 @@ class Config(Block):
             raise ValueError(
                 "global_pruning is for importance: magnitude; the others measure each layer by its own output"
             )
+        if self.layers and (structure.of or self.global_pruning):
+            told = "global_pruning" if self.global_pruning else f"mask_structure {self.mask_structure}"
+            raise ValueError(f"{told} says how much every layer loses; leave it or `layers` out")
         if self.global_pruning and structure.of:
             raise ValueError("global_pruning has no say in an N:M pattern, which is the same everywhere")
         return self
@@ -122,6 +142,12 @@ class Config(Block):
             return Structure(self.sparsity or 0.5)
         zeros, of = map(int, self.mask_structure.split(":"))
         return Structure(zeros / of, zeros, of)
+
+    def structures(self, layers: Iterable[str]) -> dict[str, Structure]:
+        """How much each layer loses. Raises `StageError` where `layers` contradicts itself or names nothing."""
+        names = list(layers)
+        own = checkpoint.settings_of(names, self.layers)
+        return {name: Structure(own[name].sparsity) if name in own else self.structure for name in names}
 
 
 def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
@@ -191,8 +217,9 @@ def apply_to(model: Any, config: Config, batches: Sequence[Inputs] = ()) -> list
         layers, _ = _in_lists(model, config)
         weights = {name: oriented(layer) for name, layer in layers.items()}
         level = cut(weights.values, config.structure.sparsity) if config.global_pruning else None
-        for weight in weights.values():
-            weight.masked_fill_(below(weight, *level) if level else magnitude(weight.float(), config.structure), 0)
+        structures = config.structures(layers)
+        for name, weight in weights.items():
+            weight.masked_fill_(below(weight, *level) if level else magnitude(weight.float(), structures[name]), 0)
         return [{"name": name, **described(weight)} for name, weight in weights.items()]
     blocks = Blocks(model, None)
     layers, _ = layers_inside(model, blocks, config.targets, config.ignore)
@@ -203,6 +230,15 @@ def apply_to(model: Any, config: Config, batches: Sequence[Inputs] = ()) -> list
         sequential = config.true_sequential
         change_layers(blocks, layers, batches, pruner, finished, lambda *_: None, sequential=sequential)
         return layer_rows(finished)
+
+
+def layers_of(model: Any, config: Config) -> dict[str, nn.Module]:
+    """The layers of a whole model that would be pruned, by name. Raises `StageError` as `run` does."""
+    if config.importance == "magnitude":
+        return _in_lists(model, config)[0]
+    layers, _ = layers_inside(model, Blocks(model, None), config.targets, config.ignore)
+    _check_widths(layers, config)
+    return layers
 
 
 def _in_lists(model: Any, config: Config) -> tuple[dict[str, nn.Module], list[str]]:
