@@ -61,7 +61,9 @@ def measure(
     recipe, work, progress = as_recipe(recipe, overrides), as_work(work), progress or Progress()
     found = find_stage(recipe, stage)
     knob = KNOBS[found.id]
-    chosen = tuple(sorted({float(one) for one in settings})) if settings else knob.settings
+    # 4.0 bits are 4: one file for both.
+    given = {int(one) if float(one).is_integer() else float(one) for one in settings or ()}
+    chosen = tuple(sorted(given)) or knob.settings
     knob.check(chosen)
     if recipe.model.task in _TEXT_TO_TEXT:
         raise RecipeError(f"models for {recipe.model.task} are two stacks of blocks, which this does not look at")
