@@ -4,10 +4,10 @@
     python benchmarks/compress.py --small          # few rows, one short epoch: does it run?
 
 MiniLM, fine-tuned on the quickstart's film reviews, and SmolLM2-135M on WikiText-2. Each method is a chain of the
-tool's own stages behind the same model, listed in `SUBJECTS` as a recipe would have them; chains that begin alike share
-their beginning. First everything is made. Then all artifacts are scored in one measurement, as `optimize apply` does it: on
-the same evaluation rows, and timed in fresh processes that take turns. Differences and speed-ups are over the
-uncompressed model in PyTorch, with 90 % intervals.
+tool's own stages behind the same model, listed in `SUBJECTS` as a recipe would have them; chains that begin alike
+share their beginning. First everything is made. Then all artifacts are scored in one measurement, as `optimize apply`
+does it: on the same evaluation rows, and timed in fresh processes that take turns. Differences and speed-ups are over
+the uncompressed model in PyTorch, with 90 % intervals.
 
 `made in` is what the method's own stages took, as the store has it, without the fine-tuning that all share. A method
 that needs what is not installed, or that fails, is listed with its reason. What was made is kept in the work folder: a
