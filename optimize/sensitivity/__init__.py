@@ -77,7 +77,6 @@ def measure(
     options = measuring.Options(chosen, by=by, samples=samples, length=length, seed=seed)
     artifact, data = build(recipe, found.parent, work, progress)
     room = measuring.Room(recipe, found, artifact, data, work, options, progress)
-    progress.start(measuring.STEP, f"{found.name}, {knob.name} of each {by}")
     document = measuring.measure(room)
     document = {**document, "file": str(room.file), "budget": None}
     if asked is None:

@@ -42,7 +42,7 @@ class Knob(Protocol):
         """What the stage says of layers that nothing else is said of."""
 
     def all_alike(self, config: Any, setting: Setting) -> Any:
-        """The stage's config with one setting for all layers."""
+        """The stage's config with another setting for layers that nothing else is said of."""
 
     def change(self, config: Any, layers: Mapping[str, nn.Module], artifact: Artifact) -> Change:
         """What the stage makes of layers by that config."""
@@ -93,7 +93,7 @@ class Bits:
         return int(config.bits)
 
     def all_alike(self, config: Any, setting: Setting) -> Any:
-        return config.model_copy(update={"bits": int(setting), "layers": {}})
+        return config.model_copy(update={"bits": int(setting)})
 
     def change(self, config: Any, layers: Mapping[str, nn.Module], artifact: Artifact) -> Change:
         from optimize.prune.masks import pruned_layers
@@ -150,7 +150,7 @@ class Sparsity:
         return float(config.structure.sparsity)
 
     def all_alike(self, config: Any, setting: Setting) -> Any:
-        return config.model_copy(update={"sparsity": setting, "layers": {}})
+        return config.model_copy(update={"sparsity": setting})
 
     def change(self, config: Any, layers: Mapping[str, nn.Module], artifact: Artifact) -> Change:
         import torch

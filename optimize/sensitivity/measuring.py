@@ -199,8 +199,10 @@ def measure(room: Room) -> dict[str, Any]:
     """
     from optimize.atomic import write_json
 
-    document = _read(room.file)
+    document, began = _read(room.file), time.perf_counter()
+    room.progress.start(STEP, f"{room.stage.name}, {room.knob.name} of each {room.options.by}")
     if document and document["complete"]:
+        room.progress.finish(STEP, seconds=0, cached=True)
         return document
     with quiet(), threads(getattr(room.config, "threads", None)):
         bench = room.open()
@@ -223,6 +225,7 @@ def measure(room: Room) -> dict[str, Any]:
         document["layers"].sort(key=lambda row: order[row["modules"][0]])
         document["complete"] = True
         write_json(room.file, document)
+    room.progress.finish(STEP, seconds=time.perf_counter() - began)
     return document
 
 

@@ -22,6 +22,7 @@ from optimize.quiet import quiet
 from optimize.sensitivity import knapsack
 from optimize.sensitivity.knobs import Knob, Setting
 from optimize.sensitivity.measuring import Room, described, interval
+from optimize.sensitivity.writing import config_of
 
 if TYPE_CHECKING:
     from optimize.artifact import Artifact
@@ -110,7 +111,9 @@ def check(document: Mapping[str, Any], config: Block, budget: Budget, room: Room
     common = uniform(document, budget, room)
     made = {"mix": _run_stage(room, config)}
     if common is not None:
-        made["uniform"] = _run_stage(room, room.knob.all_alike(room.stage.config, common))
+        alike = replace(room.stage, config=room.knob.all_alike(room.stage.config, common))
+        names = [name for row in document["layers"] for name in row["modules"]]
+        made["uniform"] = _run_stage(room, config_of(alike, room.knob, dict.fromkeys(names, common)))
     found: dict[str, Moved] = {}
     with quiet(), threads(getattr(room.config, "threads", None)):
         from optimize.quantize import checkpoint
