@@ -68,11 +68,11 @@ SUBJECTS = {
             "openvino-int8": [{"export": "openvino"}, {"quantize": "int8"}],
             "torchao-int8": [{"quantize": "int8", "backend": "torchao"}],
             "gptq-4bit": [{"quantize": "gptq", "bits": 4, "group_size": 64}],
-            "sparsegpt-50%": [{"prune": "unstructured", "importance": "sparsegpt", "sparsity": 0.5}],
+            "sparsegpt-0.5": [{"prune": "unstructured", "importance": "sparsegpt", "sparsity": 0.5}],
             "student": [*STUDENT, ONNX],
             "student-int8": [*STUDENT, ONNX, INT8],
-            "pruned-30%": [*PRUNED, ONNX],
-            "pruned-30%-int8": [*PRUNED, ONNX, INT8],
+            "pruned-0.3": [*PRUNED, ONNX],
+            "pruned-0.3-int8": [*PRUNED, ONNX, INT8],
             "4-of-6-layers": [*SHALLOW, ONNX],
             "4-of-6-layers-int8": [*SHALLOW, ONNX, INT8],
         },
@@ -92,9 +92,9 @@ SUBJECTS = {
             "gptq-4bit": [{"quantize": "gptq", "bits": 4, "group_size": 64}],
             "gptq-4bit-onnx": [{"quantize": "gptq", "bits": 4, "group_size": 64}, {**ONNX, "lm_head": "int8"}],
             "gptq-3bit-onnx": [{"quantize": "gptq", "bits": 3, "group_size": 64}, {**ONNX, "lm_head": "int8"}],
-            "magnitude-50%": [{"prune": "unstructured", "importance": "magnitude", "sparsity": 0.5}],
-            "wanda-50%": [{"prune": "unstructured", "importance": "wanda", "sparsity": 0.5}],
-            "sparsegpt-50%": [{"prune": "unstructured", "importance": "sparsegpt", "sparsity": 0.5}],
+            "magnitude-0.5": [{"prune": "unstructured", "importance": "magnitude", "sparsity": 0.5}],
+            "wanda-0.5": [{"prune": "unstructured", "importance": "wanda", "sparsity": 0.5}],
+            "sparsegpt-0.5": [{"prune": "unstructured", "importance": "sparsegpt", "sparsity": 0.5}],
             "sparsegpt-gptq-onnx": [
                 {"prune": "unstructured", "importance": "sparsegpt", "sparsity": 0.5},
                 {"quantize": "gptq", "bits": 4, "group_size": 64},
@@ -122,20 +122,20 @@ def chains(subject: Subject, methods: Sequence[str], given: argparse.Namespace) 
     document = load(RECIPES / f"{subject.recipe}.yaml").document()
     names = [stage["name"] for stage in document["stages"]]
     stages = [] if subject.base == "source" else document["stages"][: names.index(subject.base) + 1]
-    made: dict[str, str] = {}
+    made: dict[str, dict[str, Any]] = {}
     of: dict[str, list[str]] = {}
-    for method in methods:
+    for method, chain in subject.methods.items():  # all of them, so that a stage's name is always the same
         parent = subject.base
-        for stage in subject.methods[method]:
+        for number, stage in enumerate(chain):
             block = {**stage, "from": parent}
             if stage.get("distill") in ("features", "logits"):
                 block |= {"teacher": subject.base, "temperature": 2, "alpha": 0.7, "batch_size": 32}
-            same = json.dumps(block, sort_keys=True)
-            if same not in made:
-                made[same] = f"stage-{len(made)}"
-                stages.append({**block, "name": made[same]})
-            parent = made[same]
+            name = method if number == len(chain) - 1 else f"{method}-{number}"
+            own = made.setdefault(json.dumps(block, sort_keys=True), {**block, "name": name})
+            parent = own["name"]
             of.setdefault(method, []).append(parent)
+    needed = {name for method in methods for name in of[method]}
+    stages += [stage for stage in made.values() if stage["name"] in needed]
     document |= {"name": f"compress-{subject.recipe}", "stages": stages, "baseline": subject.base}
     document |= {"gates": [], "promote": None}
     document["evaluate"] = {"metrics": [subject.metric], "latency": latency(subject, given)}
@@ -144,7 +144,7 @@ def chains(subject: Subject, methods: Sequence[str], given: argparse.Namespace) 
         document["data"][limit] = given.rows or few
     for stage in stages if given.small else ():
         shrink(stage)
-    return Plan(document, of)
+    return Plan(document, {method: of[method] for method in methods})
 
 
 def latency(subject: Subject, given: argparse.Namespace) -> dict[str, Any] | None:
