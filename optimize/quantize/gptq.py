@@ -21,7 +21,7 @@ most sensitive (`optimize sensitivity` finds them):
         bits: 3
         layers: {"model.layers.0.*": {bits: 8}, "model.layers.1.mlp.down_proj": {bits: 4, group_size: 32}}
 
-Such a checkpoint loads in GPTQModel and vLLM (as `dynamic`), in `optimize.load` and in every export of ours.
+Such a checkpoint loads in GPTQModel, whose `dynamic` it is written in, in `optimize.load` and in every export of ours.
 transformers by itself reads one width for all layers and refuses it.
 
 `details["layers"]` lists for each layer the share of its output's energy that quantisation changed (`error`) and the

@@ -20,8 +20,8 @@ What loads it is narrower than the format. Measured with transformers 5.23, opti
 - `group_size` must be -1, 16, 32, 64, 128, 256, 512, 1024, or `in` of every layer; 192, say, is refused by the loader;
 - of 4 bits, a group must have 32, 64, 128 or 256 inputs and divide `in` (so -1 only where `in` is one of these); other
   bits take a ragged last group and any `in`;
-- layers of different bits load in GPTQModel (on the CPU with its back end `torch`) and through `optimize.load`;
-  transformers alone (optimum) does not read `dynamic`, and refuses the shapes;
+- layers of different bits load in GPTQModel (in float16) and through `optimize.load`; transformers alone (optimum) does
+  not read `dynamic`, and refuses the shapes;
 - all of bits 2, 3, 4 and 8, symmetric or not, negative scales, and `g_idx` in any order give exactly `dequantize()`,
   rounded to the float16 that they compute in.
 """
