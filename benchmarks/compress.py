@@ -138,7 +138,8 @@ def chains(subject: Subject, methods: Sequence[str], given: argparse.Namespace) 
     stages += [stage for stage in made.values() if stage["name"] in needed]
     document |= {"name": f"compress-{subject.recipe}", "stages": stages, "baseline": subject.base}
     document |= {"gates": [], "promote": None}
-    document["evaluate"] = {"metrics": [subject.metric], "latency": latency(subject, given)}
+    timed = {"latency": latency(subject, given), "peak_memory": not (given.small or given.no_latency)}
+    document["evaluate"] = {"metrics": [subject.metric], "fidelity": False, **timed}
     limit, few = ("max_windows", 4) if subject.metric == "perplexity" else ("max_rows", 400)
     if given.rows is not None or given.small:
         document["data"][limit] = given.rows or few
@@ -241,6 +242,7 @@ def rows(subject: Subject, document: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "change": quality and {key: quality[key] for key in ("estimate", "ci", "unit")},
                 "ms": times[0]["p50_ms"] if times else None,
                 "speedup": speed and {key: speed[key] for key in ("estimate", "ci")},
+                "peak_memory_bytes": scores.get("peak_memory_bytes"),
                 "size_bytes": artifact["size_bytes"],
                 "size_ratio": size["estimate"] if size else 1.0,
                 "seconds": artifact["seconds"],

@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from torch.nn.functional import kl_div, log_softmax
 
 from optimize import cli, planning, sensitivity
 from optimize.data import Data
+from optimize.engine import build
 from optimize.errors import RecipeError
 from optimize.progress import Progress
+from optimize.quantize.gptq_format import TENSORS
 from optimize.recipe import load
 from optimize.sensitivity import measuring
 from optimize.work import Work
@@ -146,18 +149,21 @@ def test_a_budget_goes_where_it_hurts_least(language: Path, work: Work, tmp_path
 
 
 def test_a_share_of_the_size_is_that_of_the_files(language: Path, work: Work, tmp_path: Path) -> None:
-    from optimize.engine import build
-
     written = tmp_path / "mixed.yaml"
-    found = sensitivity.measure(
-        language, work=work, by="block", settings=[2, 8], budget="55%", check=False, write=written, **QUICK
-    )
-    assert [row["name"] for row in found["layers"]] == [f"model.layers.{n}" for n in range(3)]
+    common: dict[str, Any] = {"work": work, "by": "block", "settings": [2, 8], "check": False, **QUICK}
+    by_bits = sensitivity.measure(language, budget=4, write=written, **common)
+    chosen = by_bits["budget"]["chosen"]
+    assert sorted(chosen) == [f"model.layers.{number}" for number in range(3)]
+    assert sorted(chosen.values()) == [2, 2, 8]
     artifact, _ = build(load(written), "gptq", work, Progress())
-    assert artifact.size_bytes <= 0.55 * found["size_bytes"] + 8_000  # names of tensors, and quantize_config.json
-    assert set(found["budget"]["chosen"].values()) == {2, 8}
+    share = artifact.size_bytes / by_bits["size_bytes"]
+    by_size = sensitivity.measure(language, budget=f"{100 * share:.3f}%", **common)
+    assert by_size["budget"]["chosen"] == chosen
+    with safe_open(artifact.path / "model.safetensors", "pt") as file:
+        packed = [file.get_tensor(name) for name in file.keys() if name.endswith(TENSORS)]  # noqa: SIM118
+    assert by_size["budget"]["size_bytes"] == sum(tensor.nbytes for tensor in packed)
     with pytest.raises(RecipeError, match="budget can't be met: 2 in every layer costs more"):
-        sensitivity.measure(language, work=work, by="block", settings=[2, 8], budget="10%", check=False, **QUICK)
+        sensitivity.measure(language, budget="10%", **common)
 
 
 def test_an_encoder_is_pruned_where_it_bears_it(classes: Path, work: Work, tmp_path: Path) -> None:
