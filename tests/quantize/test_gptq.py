@@ -291,7 +291,7 @@ def test_a_gpu_gives_no_worse_layers(new_context: Callable[..., Context], tmp_pa
 
 MIXED: dict[str, Any] = {
     "model.layers.0.*": {"bits": 8},
-    "model.layers.1.mlp.down_proj": {"bits": 2, "group_size": 96},
+    "model.layers.1.mlp.down_proj": {"bits": 2, "group_size": -1},
     "model.layers.1.self_attn.k_proj": {"bits": 3},
 }
 
