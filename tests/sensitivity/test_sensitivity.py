@@ -185,7 +185,8 @@ def test_passes_that_begin_at_a_block_give_the_answers_of_whole_ones(llama: Path
 
     from optimize.sensitivity.answers import Blockwise
 
-    model = AutoModelForCausalLM.from_pretrained(llama).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(llama)
+    model.eval()
     batches = [{"input_ids": torch.randint(3, 300, (2, 9), generator=torch.Generator().manual_seed(n))} for n in (0, 1)]
     passes = Blockwise(model, list(model.model.layers), batches)
     whole = [passes.run(n)["logits"] for n in range(2)]
@@ -217,7 +218,7 @@ def test_passes_that_begin_at_a_block_give_the_answers_of_whole_ones(llama: Path
 def test_mistakes_are_said_before_any_work(
     options: dict[str, Any], message: str | None, language: Path, work: Work
 ) -> None:
-    given = {name: str(language) if value == "RECIPE" else value for name, value in options.items()}
+    given: dict[str, Any] = {name: str(language) if value == "RECIPE" else value for name, value in options.items()}
     with pytest.raises(RecipeError, match=message):
         sensitivity.measure(language, work=work, **given)
     assert not work.root.exists()
