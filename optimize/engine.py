@@ -217,23 +217,25 @@ def _reuse_or_make(
 @contextlib.contextmanager
 def _stage_errors(stage: Stage) -> Iterator[None]:
     """Whatever goes wrong in a stage is said as that stage's error."""
+    where = {"stage": stage.name, "location": stage.location}
     try:
         yield
     except OptimizeError as error:
         error.stage = error.stage or stage.name
+        error.location = error.location or stage.location
         raise
     except MemoryError as error:
         raise StageError(
-            "out of memory", stage=stage.name, hint="a smaller batch_size, or a machine with more memory"
+            "out of memory", **where, hint="a smaller batch_size, or a machine with more memory"
         ) from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise StageError(
-                "the disk is full", stage=stage.name, hint="free space, or `optimize store gc`, then run again"
+                "the disk is full", **where, hint="free space, or `optimize store gc`, then run again"
             ) from error
-        raise StageError(f"{type(error).__name__}: {error}", stage=stage.name) from error
+        raise StageError(f"{type(error).__name__}: {error}", **where) from error
     except (Exception, SystemExit) as error:  # a library that exits must not end the run as if all were well
-        raise StageError(f"{type(error).__name__}: {error}", stage=stage.name) from error
+        raise StageError(f"{type(error).__name__}: {error}", **where) from error
 
 
 def _refuse_fresh_head(recipe: Recipe, compared: Collection[str]) -> None:
@@ -243,12 +245,14 @@ def _refuse_fresh_head(recipe: Recipe, compared: Collection[str]) -> None:
             raise RecipeError(
                 f"the source model has no head for {recipe.model.task} yet, and `{stage.verb}` can't train one",
                 stage=stage.name,
+                location=stage.location,
                 hint="put `- distill: finetune` before it",
             )
         if SOURCE in stage.reads:
             raise RecipeError(
                 f"the source model has no trained head for {recipe.model.task}, so there is nothing to learn from it",
                 stage=stage.name,
+                location=stage.location,
                 hint="train it first with `distill: finetune`, and name that stage",
             )
     if SOURCE in compared:

@@ -108,6 +108,7 @@ def new_document(recipe: Recipe) -> dict[str, Any]:
         "run": f"{datetime.now(timezone.utc):%Y%m%d-%H%M%S-%f}-{secrets.token_hex(2)}",
         "recipe": recipe.name,
         "recipe_digest": recipe.digest,
+        "recipe_file": str(recipe.file) if recipe.file else None,
         "verdict": None,
         "exit_code": 0,
         "error": None,

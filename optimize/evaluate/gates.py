@@ -169,6 +169,7 @@ def _judge_one(gate: Gate, comparison: Comparison, evaluation: Evidence) -> Gate
         verdict=verdict,
         reason=f"{_describe(comparison, rule.unit, estimate, ci)}; {rule.words.format(_number(limit))}: {outcome}",
         on_inconclusive=gate.on_inconclusive,
+        location=gate.location,
     )
 
 

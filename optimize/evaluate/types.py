@@ -67,6 +67,8 @@ class GateResult:
     verdict: Verdict
     reason: str
     on_inconclusive: Literal["fail", "warn"] = "fail"
+    location: str | None = None
+    """Where the gate stands, `recipe.yaml:12:5`; None where the recipe is no file."""
 
     def to_json(self) -> dict[str, Any]:
         return to_plain(asdict(self))  # type: ignore[no-any-return]

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 
 from optimize import tasks
 from optimize.artifact import digest_of
@@ -139,6 +139,18 @@ class Gate(Block):
     """At most this many milliseconds a call (latency, prefill, decode)."""
     on_inconclusive: Literal["fail", "warn"] = "fail"
     """What an interval that holds the limit means: no promotion, or a warning."""
+    _location: str | None = PrivateAttr(default=None)
+
+    @property
+    def location(self) -> str | None:
+        """`recipe.yaml:12:5`, where it stands; None where the recipe is no file. No part of the recipe's digest."""
+        return self._location
+
+    def placed(self, location: str | None) -> Gate:
+        """The same gate, which knows where it stands."""
+        gate = self.model_copy()
+        gate._location = location
+        return gate
 
     @model_validator(mode="after")
     def _one_limit(self) -> Gate:
@@ -175,6 +187,8 @@ class Stage:
     """The stage whose artifact this one takes, or `source`."""
     entry: Entry
     config: Block
+    location: str | None = field(default=None, compare=False)
+    """`recipe.yaml:12:5`, where it stands; None where the recipe is no file."""
 
     @property
     def id(self) -> str:

@@ -190,7 +190,8 @@ def _read_evaluate(parts: _Parts) -> None:
 def _read_gates(parts: _Parts) -> None:
     blocks = enumerate(_gate_blocks(parts))
     read = [(index, read_block(parts.text, Gate, block, ("gates", index))) for index, block in blocks]
-    parts.gates = tuple((index, gate) for index, gate in read if gate)
+    place = parts.text.location
+    parts.gates = tuple((index, gate.placed(place(("gates", index)))) for index, gate in read if gate)
 
 
 def _gate_blocks(parts: _Parts) -> list[Any]:

@@ -71,7 +71,10 @@ def read_stages(text: Text, blocks: Any, source: str) -> tuple[tuple[Stage, ...]
     if len(text.diagnostics) > before:
         return None, names
     made = tuple(
-        Stage(draft.index, draft.verb, draft.method, draft.name, draft.parent, draft.entry, draft.config)
+        Stage(
+            *(draft.index, draft.verb, draft.method, draft.name, draft.parent, draft.entry, draft.config),
+            location=text.location(("stages", draft.index)),
+        )
         for draft in drafts
         if draft.parent and draft.entry and draft.config
     )

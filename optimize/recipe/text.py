@@ -59,6 +59,11 @@ class Text:
                 return
         self.report_elsewhere(self.file, message, hint, trail)
 
+    def location(self, trail: Trail) -> str | None:
+        """`recipe.yaml:12:5`, where the value at `trail` begins; None where it stands in no text."""
+        place = self.places.get(trail)
+        return f"{self.file}:{place[0]}:{place[1]}" if place else None
+
     def spoil(self, trail: Trail, message: str, hint: str | None = None) -> None:
         """Note that a value can't be read; nothing else will be said of it."""
         self.report(trail, message, hint)

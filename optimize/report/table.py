@@ -158,7 +158,7 @@ def summary(document: Mapping[str, Any]) -> str:
     verdict = document["verdict"]
     if verdict is None:
         return "No gate was asked, so there is no verdict and nothing is promoted."
-    gates = _deciding(document)
+    gates = deciding(document)
     if verdict == "pass":
         said = f"PASS: {_count(len(gates), 'gate check')} held; closest: {_gate(min(gates, key=_closeness))}"
         promoted = document["promoted"]
@@ -173,7 +173,7 @@ def summary(document: Mapping[str, Any]) -> str:
     return f"{verdict.upper()}: {worst['artifact']}: {worst['reason']}{others}; nothing was promoted."
 
 
-def _deciding(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def deciding(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The gates that the run's verdict is of: where one of several leaves was selected, its confirmation speaks."""
     confirmation = document.get("confirmation")
     if not confirmation:
