@@ -121,6 +121,7 @@ def test_verdicts_and_margins(gate, comparison, verdict, margin):
         "verdict": verdict,
         "reason": result.reason,
         "on_inconclusive": "fail",
+        "location": None,
     }
     json.dumps(result.to_json(), allow_nan=False)
 
