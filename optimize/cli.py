@@ -15,7 +15,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from optimize.commands import keeping
-from optimize.commands.options import Json, RecipeFile, Remeasure, Sets, Style, UsageError, Verb, WorkFolder, group
+from optimize.commands.options import (
+    Json,
+    RecipeFile,
+    Remeasure,
+    Reports,
+    Sets,
+    Style,
+    UsageError,
+    Verb,
+    WorkFolder,
+    group,
+)
 from optimize.commands.reporting import (
     INTERRUPTED,
     UNEXPECTED,
@@ -136,6 +147,7 @@ def apply(
     sets: Sets = None,
     remeasure: Remeasure = False,
     promote: Annotated[bool, typer.Option("--promote/--no-promote", help="Promote what passes.")] = True,
+    reports: Reports = None,
     output_format: Style = OutputFormat.full,
     work: WorkFolder = None,
     as_json: Json = False,
@@ -147,7 +159,7 @@ def apply(
     loaded = _load(recipe, sets)
     with stdout_for_the_result(), listening() as progress:
         run = apply(loaded, progress=progress, remeasure=remeasure, promote=promote)
-    return _conclude(run, as_json or output_format is OutputFormat.json)
+    return _conclude(run, as_json or output_format is OutputFormat.json, reports)
 
 
 @app.command(cls=Verb)
@@ -159,6 +171,7 @@ def compare(
         Path | None, typer.Option("--recipe", help="Whose rows and settings to use; the newest run's by default.")
     ] = None,
     remeasure: Remeasure = False,
+    reports: Reports = None,
     work: WorkFolder = None,
     as_json: Json = False,
 ) -> int:
@@ -168,7 +181,41 @@ def compare(
 
     with stdout_for_the_result(), listening() as progress:
         run = compare(candidate, over, recipe=recipe, gates=gates, progress=progress, remeasure=remeasure)
-    return _conclude(run, as_json)
+    return _conclude(run, as_json, reports)
+
+
+@app.command(cls=Verb)
+def render(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's id or folder, `latest`, or a result's file.")],
+    kinds: Reports = None,
+    work: WorkFolder = None,
+) -> None:
+    """Draw a result again as CI shows it; what has no PATH goes to standard output. By default Markdown."""
+    from optimize.report.outputs import find_result, write_reports
+
+    document, folder = find_result(run)
+    write_reports(document, folder, kinds or ["markdown"], to_stdout=True)
+
+
+@app.command(cls=Verb)
+def comment(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's id or folder, `latest`, or a result's file.")],
+    github: Annotated[
+        bool, typer.Option("--github", help="On the pull request of this job, with GITHUB_TOKEN.")
+    ] = False,
+    gitlab: Annotated[
+        bool, typer.Option("--gitlab", help="On the merge request of this job, with GITLAB_TOKEN.")
+    ] = False,
+    number: Annotated[int | None, typer.Option("--number", min=1, help="Which pull or merge request.")] = None,
+    work: WorkFolder = None,
+) -> None:
+    """Write a result into the conversation of a pull or merge request, or update what was written there before."""
+    from optimize.report.outputs import find_result, post
+
+    if github == gitlab:
+        raise typer.BadParameter("say --github or --gitlab")
+    document, _ = find_result(run)
+    post(document, "github-comment" if github else "gitlab-comment", number)
 
 
 @app.command(cls=Verb)
@@ -313,8 +360,10 @@ def _split(reference: str) -> tuple[str, str]:
     return name, alias
 
 
-def _conclude(run: Run, as_json: bool) -> int:
-    """The table and the one line that says what was decided and why."""
+def _conclude(run: Run, as_json: bool, reports: Sequence[str] | None = None) -> int:
+    """The table and the one line that says what was decided and why, and what else shall show it."""
+    from optimize.report.outputs import write_reports
+
     if as_json:
         emit(run.document)
     else:
@@ -323,6 +372,7 @@ def _conclude(run: Run, as_json: bool) -> int:
         show(result_table(run.document))
         show(f"\n{run.summary}")
         note(f"run {run.document['run']}: {relative(run.directory / 'run.json')}")
+    write_reports(run.document, run.directory, reports or ())
     return run.exit_code
 
 

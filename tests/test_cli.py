@@ -24,7 +24,7 @@ CALL = [sys.executable, "-c", "from optimize.cli import main; main()"]
 HEAVY = {"torch", "transformers", "onnxruntime", "onnx", "datasets", "pyarrow", "scipy", "numpy", "rich", "yaml"}
 VERBS = (
     *("init", "validate", "plan", "apply", "compare", "promote", "rollback"),
-    *("registry", "store", "get", "stages", "schema", "doctor", "harness"),
+    *("registry", "store", "get", "stages", "schema", "doctor", "harness", "render", "comment"),
 )
 
 

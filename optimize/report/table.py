@@ -158,9 +158,14 @@ def summary(document: Mapping[str, Any]) -> str:
     verdict = document["verdict"]
     if verdict is None:
         return "No gate was asked, so there is no verdict and nothing is promoted."
-    gates = deciding(document)
+    decide = deciding_gates(document)
+    gates = [gate for gate in decide if gate["verdict"] == "pass" or not gate.get("acknowledged")]
     if verdict == "pass":
-        said = f"PASS: {_count(len(gates), 'gate check')} held; closest: {_gate(min(gates, key=_closeness))}"
+        said = f"PASS: {_count(len(gates), 'gate check')} held"
+        if gates:
+            said += f"; closest: {_gate(min(gates, key=_closeness))}"
+        if known := len(decide) - len(gates):
+            said += f"; {_count(known, 'regression')} acknowledged"
         promoted = document["promoted"]
         if promoted:
             said += f"; promoted to {document['recipe']}@{promoted['alias']} as version {promoted['version']}"
@@ -173,7 +178,7 @@ def summary(document: Mapping[str, Any]) -> str:
     return f"{verdict.upper()}: {worst['artifact']}: {worst['reason']}{others}; nothing was promoted."
 
 
-def deciding(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def deciding_gates(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The gates that the run's verdict is of: where one of several leaves was selected, its confirmation speaks."""
     confirmation = document.get("confirmation")
     if not confirmation:
