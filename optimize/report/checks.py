@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from optimize.evaluate.gates import IN_ROUNDS, RULES
 from optimize.evaluate.types import CONFIDENCE, TIMES
-from optimize.report.table import deciding_gates, megabytes
+from optimize.report.table import _deciding, megabytes
 
 Outcome = Literal["fail", "inconclusive", "warned", "acknowledged", "pass"]
 ORDER: tuple[Outcome, ...] = ("fail", "inconclusive", "warned", "acknowledged", "pass")
@@ -55,7 +55,7 @@ class Check:
 def checks(document: Mapping[str, Any]) -> list[Check]:
     """The checks that the run's verdict is of, the smallest margin first (as a share of the limit)."""
     again = document.get("confirmation")
-    return _shown(document, deciding_gates(document), again or {})
+    return _shown(document, _deciding(document), again or {})
 
 
 def others(document: Mapping[str, Any]) -> list[Check]:
