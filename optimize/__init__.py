@@ -27,13 +27,16 @@ if TYPE_CHECKING:
         PromotionRefused,
         RecipeError,
         RegistryError,
+        RemoteError,
         SourceError,
         StageError,
         StoreError,
     )
+    from optimize.gating import gate
     from optimize.model import Model, load
     from optimize.planning import Plan, plan
     from optimize.recipe import Recipe
+    from optimize.remote import pull, push
     from optimize.run import Run
 
 _HOMES = {
@@ -46,14 +49,18 @@ _HOMES = {
     "Recipe": "recipe",
     "RecipeError": "errors",
     "RegistryError": "errors",
+    "RemoteError": "errors",
     "Run": "run",
     "SourceError": "errors",
     "StageError": "errors",
     "StoreError": "errors",
     "apply": "engine",
     "compare": "comparison",
+    "gate": "gating",
     "load": "model",
     "plan": "planning",
+    "pull": "remote",
+    "push": "remote",
 }
 
 __all__ = [
@@ -66,14 +73,18 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "RegistryError",
+    "RemoteError",
     "Run",
     "SourceError",
     "StageError",
     "StoreError",
     "apply",
     "compare",
+    "gate",
     "load",
     "plan",
+    "pull",
+    "push",
 ]
 
 

@@ -15,7 +15,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from optimize.commands import keeping
-from optimize.commands.options import Json, RecipeFile, Remeasure, Sets, Style, UsageError, Verb, WorkFolder, group
+from optimize.commands.options import (
+    Json,
+    RecipeFile,
+    Remeasure,
+    Remote,
+    Sets,
+    Style,
+    Trust,
+    UsageError,
+    Verb,
+    WorkFolder,
+    group,
+)
 from optimize.commands.reporting import (
     INTERRUPTED,
     UNEXPECTED,
@@ -151,6 +163,48 @@ def apply(
 
 
 @app.command(cls=Verb)
+def gate(
+    recipe: RecipeFile,
+    against: Annotated[str, typer.Option("--against", metavar="NAME@ALIAS", help="What is promoted now.")],
+    since: Annotated[
+        list[str] | None,
+        typer.Option("--since", metavar="ALIAS~N", help="An older version too, such as production~5. Repeatable."),
+    ] = None,
+    acknowledged: Annotated[
+        Path | None,
+        typer.Option("--acknowledged", help="Regressions that are let pass; acknowledged.yaml beside RECIPE."),
+    ] = None,
+    sets: Sets = None,
+    promote: Annotated[bool, typer.Option("--promote/--no-promote", help="Promote what passes.")] = False,
+    remote: Remote = None,
+    trust_remote_code: Trust = False,
+    output_format: Style = OutputFormat.full,
+    work: WorkFolder = None,
+    as_json: Json = False,
+) -> int:
+    """Apply a recipe and judge its candidate over what is promoted now, both measured here and now."""
+    from optimize.commands.gating import said
+    from optimize.gating import gate
+    from optimize.progress_view import listening
+
+    loaded = _load(recipe, sets)
+    with stdout_for_the_result(), listening() as progress:
+        run = gate(
+            loaded,
+            against=against,
+            since=since or (),
+            remote=remote,
+            acknowledgements=acknowledged,
+            promote=promote,
+            trust_remote_code=trust_remote_code,
+            progress=progress,
+        )
+    if not (as_json or output_format is OutputFormat.json):
+        show(said(run.document))
+    return _conclude(run, as_json or output_format is OutputFormat.json)
+
+
+@app.command(cls=Verb)
 def compare(
     candidate: Annotated[str, typer.Argument(metavar="CANDIDATE", help="A digest, a folder or NAME@ALIAS.")],
     over: Annotated[str, typer.Argument(metavar="OVER", help="What it is held against: the same.")],
@@ -159,6 +213,8 @@ def compare(
         Path | None, typer.Option("--recipe", help="Whose rows and settings to use; the newest run's by default.")
     ] = None,
     remeasure: Remeasure = False,
+    remote: Remote = None,
+    trust_remote_code: Trust = False,
     work: WorkFolder = None,
     as_json: Json = False,
 ) -> int:
@@ -167,7 +223,16 @@ def compare(
     from optimize.progress_view import listening
 
     with stdout_for_the_result(), listening() as progress:
-        run = compare(candidate, over, recipe=recipe, gates=gates, progress=progress, remeasure=remeasure)
+        run = compare(
+            candidate,
+            over,
+            recipe=recipe,
+            gates=gates,
+            remote=remote,
+            trust_remote_code=trust_remote_code,
+            progress=progress,
+            remeasure=remeasure,
+        )
     return _conclude(run, as_json)
 
 
@@ -225,6 +290,54 @@ def get(
         emit({"schema": 1, "digest": artifact.digest, "format": artifact.format, "path": str(path)})
     else:
         say(f"{reference} ({artifact.format}) is in {relative(path)}")
+
+
+@app.command(cls=Verb)
+def push(
+    references: Annotated[
+        list[str] | None, typer.Argument(metavar="[REF...]", help="Artifacts besides what is promoted.")
+    ] = None,
+    remote: Remote = None,
+    work: WorkFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Send what is promoted, and the registry, to the remote."""
+    from optimize.commands.gating import said_of_push
+    from optimize.progress_view import listening
+    from optimize.remote import push
+
+    with stdout_for_the_result(), listening() as progress:
+        pushed = push(*(references or ()), remote=remote, progress=progress)
+    emit({"schema": 1, **pushed.to_json()}) if as_json else say(said_of_push(pushed))
+
+
+@app.command(cls=Verb)
+def pull(
+    references: Annotated[
+        list[str] | None, typer.Argument(metavar="[REF...]", help="By default everything that an alias points at.")
+    ] = None,
+    take_theirs: Annotated[
+        bool, typer.Option("--take-theirs", help="Where both registries went on: set the log of here aside.")
+    ] = False,
+    remote: Remote = None,
+    trust_remote_code: Trust = False,
+    work: WorkFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Bring what is promoted, and the registry, from the remote, checked on arrival."""
+    from optimize.commands.gating import said_of_pull
+    from optimize.progress_view import listening
+    from optimize.remote import pull
+
+    with stdout_for_the_result(), listening() as progress:
+        pulled = pull(
+            *(references or ()),
+            remote=remote,
+            take_theirs=take_theirs,
+            trust_remote_code=trust_remote_code,
+            progress=progress,
+        )
+    emit({"schema": 1, **pulled.to_json()}) if as_json else say(said_of_pull(pulled))
 
 
 @app.command(cls=Verb)

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +19,14 @@ from optimize.context import Context
 from optimize.errors import OptimizeError, RecipeError, StageError
 from optimize.planning import Step, ancestors, as_recipe, as_work, decide, decide_source, resolve_config, sources
 from optimize.progress import Progress
-from optimize.recipe import SOURCE, Recipe, Stage
+from optimize.recipe import SOURCE, Gate, Recipe, Stage
 from optimize.run import Clock, Run, new_document, recording, write_run
-from optimize.scoring import Scoring, Subject, describe_artifacts, describe_data, gated_pairs
+from optimize.scoring import Judging, Scoring, Subject, describe_artifacts, describe_data, gated_pairs
 
 if TYPE_CHECKING:
     from optimize.data import Data
     from optimize.evaluate.types import GateResult
+    from optimize.registry import Waiver
     from optimize.store import Store
     from optimize.tasks import Task
     from optimize.work import Work
@@ -53,11 +55,27 @@ def apply(
     document = new_document(recipe)
     sidecars: dict[str, Path] = {}
     with recording(work, recipe, document, sidecars, clock), work.store.in_use():
-        _carry_out(recipe, work, progress, clock, document, sidecars, remeasure=remeasure, promote=promote)
+        carry_out(recipe, work, progress, clock, document, sidecars, remeasure=remeasure, promote=promote)
     return Run(document, work.runs / document["run"], work)
 
 
-def _carry_out(
+@dataclass(frozen=True)
+class Rivals:
+    """What a recipe's artifacts are measured beside, and gated over, besides each other."""
+
+    subjects: Mapping[str, Subject]
+    gates: tuple[Gate, ...]
+    """Judged in place of the recipe's."""
+    measuring: Work
+    """Where measurements are kept."""
+    acknowledge: Callable[[Judging, list[GateResult]], list[GateResult]]
+    waiver: Callable[[], Waiver | None]
+    """What a promotion has to say of the acknowledged results, once all are judged."""
+    check: Callable[[Task, Mapping[str, Any]], None]
+    """Raises `EvaluationError` where a rival can't be scored on the recipe's rows."""
+
+
+def carry_out(
     recipe: Recipe,
     work: Work,
     progress: Progress,
@@ -67,6 +85,7 @@ def _carry_out(
     *,
     remeasure: bool,
     promote: bool,
+    rivals: Rivals | None = None,
 ) -> None:
     """Fill in `document` (a run.json) as the work goes on, so that an error leaves what was reached."""
     from optimize.data import prepare
@@ -77,10 +96,13 @@ def _carry_out(
     task_metrics(task, recipe.evaluate.metrics)  # one that can't be imported is said now, not after hours of training
     leaves = [stage.name for stage in recipe.leaves]
     logs = work.runs / document["run"] / "logs"
-    compared = {recipe.baseline, *itertools.chain(*gated_pairs(recipe.gates, leaves, recipe.baseline))}
+    judged_by = replace(recipe, gates=rivals.gates) if rivals else recipe
+    compared = {recipe.baseline, *itertools.chain(*gated_pairs(judged_by.gates, leaves, recipe.baseline))}
     with clock.on("sources"):
         data = prepare(recipe.data, task, work, recipe.base)
         document["data"] = describe_data(data)
+        if rivals:
+            rivals.check(task, task.spec(recipe.data, data.info))
         built = {SOURCE: _take_source(recipe, work.store, task, data, progress)}
         source = built[SOURCE].artifact
         if not task.check_source(source.path, source.task):
@@ -91,7 +113,11 @@ def _carry_out(
         subjects = {name: subject for name, subject in built.items() if name != SOURCE or SOURCE in compared}
         document["artifacts"] = describe_artifacts(subjects, source)
     with clock.on("scoring"):
-        scoring = Scoring(recipe, data, work, progress, remeasure, document, sidecars)
+        scoring = Scoring(judged_by, data, work, progress, remeasure, document, sidecars)
+        if rivals:
+            subjects = {**subjects, **rivals.subjects}
+            document["artifacts"] = describe_artifacts(subjects, source)
+            scoring = replace(scoring, work=rivals.measuring, acknowledge=rivals.acknowledge)
         evaluation, results = scoring.score(subjects, baseline=recipe.baseline, leaves=leaves)
         chosen = leaves[0] if len(leaves) == 1 else None
         if recipe.promote and recipe.promote.select and len(leaves) > 1:
@@ -106,17 +132,26 @@ def _carry_out(
         judged = verdict_of([result for result in results if result.artifact == chosen])
         if promote and recipe.promote and document["verdict"] == judged == "pass":
             write_run(work, recipe, document, sidecars)  # the registry never names a run that is not on the disk
-            _promote(recipe, recipe.promote.alias, built[chosen].artifact, work, results, document)
+            waiver = rivals.waiver() if rivals else None
+            _promote(recipe, recipe.promote.alias, built[chosen].artifact, work, results, document, waiver)
 
 
 def _promote(
-    recipe: Recipe, alias: str, artifact: Artifact, work: Work, results: Sequence[GateResult], document: dict[str, Any]
+    recipe: Recipe,
+    alias: str,
+    artifact: Artifact,
+    work: Work,
+    results: Sequence[GateResult],
+    document: dict[str, Any],
+    waiver: Waiver | None,
 ) -> None:
     version = work.registry.promote(
         recipe.name,
         alias,
         artifact.digest,
-        verdict=document["verdict"],
+        # What is acknowledged has not passed: the audit log has it as a waiver.
+        verdict="fail" if waiver else document["verdict"],
+        waiver=waiver,
         run=document["run"],
         recipe_digest=recipe.digest,
         gates=[result.to_json() for result in results],

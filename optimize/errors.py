@@ -6,6 +6,7 @@ OptimizeError                      exit code 4
 ├── StageError                     a stage could not do its work
 ├── EvaluationError                an artifact could not be measured
 ├── StoreError                     stored bytes are damaged or a reference names nothing
+├── RemoteError                    a remote can't be reached, or holds what it should not
 └── RegistryError                  the registry is damaged or can't be written
     └── PromotionRefused           exit code 1
 
@@ -91,6 +92,10 @@ class EvaluationError(OptimizeError):
 
 class StoreError(OptimizeError):
     """A stored artifact is damaged, or a reference names nothing in the store."""
+
+
+class RemoteError(OptimizeError):
+    """The remote of the store can't be reached, or what lies there is not what was asked for."""
 
 
 class RegistryError(OptimizeError):

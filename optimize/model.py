@@ -173,12 +173,17 @@ def find_artifact(
     """The artifact that a person means, with its bytes checked. A folder wins over a name that looks the same."""
     from optimize.planning import as_work
 
-    if isinstance(reference, Path) or Path(reference).is_dir() or reference.startswith((".", "/", "~")):
+    if is_folder(reference):
         from optimize.source.folder import load_folder
 
         return load_folder(Path(reference), trust_remote_code=trust_remote_code)
-    work = as_work(work)
+    work, reference = as_work(work), str(reference)
     digest = work.registry.resolve(reference).digest if "@" in reference else reference
     artifact = work.store.open(digest)
     work.store.verify(artifact)
     return artifact
+
+
+def is_folder(reference: str | Path) -> bool:
+    """Whether a person means a folder of plain files, and no name."""
+    return isinstance(reference, Path) or Path(reference).is_dir() or reference.startswith((".", "/", "~"))

@@ -122,6 +122,7 @@ def new_document(recipe: Recipe) -> dict[str, Any]:
         "measurement": {},
         "sidecars": {},
         "selected": None,
+        "against": None,
         "promoted": None,
     }
 
@@ -187,8 +188,8 @@ def gates_on(document: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
 
 
 def verdict_on(document: Mapping[str, Any], name: str) -> str | None:
-    """The worst verdict of the gates on one artifact; None where no gate judged it."""
-    found = {gate["verdict"] for gate in gates_on(document, name)}
+    """The worst verdict of the gates on one artifact; None where no gate judged it. Acknowledged ones don't count."""
+    found = {"pass" if gate.get("acknowledged") else gate["verdict"] for gate in gates_on(document, name)}
     return next((verdict for verdict in ("fail", "inconclusive", "pass") if verdict in found), None)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from optimize.progress import Progress
     from optimize.recipe import Gate, Recipe
     from optimize.work import Work
+
+
+Judging = Callable[["Sequence[Gate]"], "list[GateResult]"]
+"""Gates held against what was measured."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ class Scoring:
     remeasure: bool
     document: dict[str, Any]
     sidecars: dict[str, Path]
+    acknowledge: Callable[[Judging, list[GateResult]], list[GateResult]] = lambda judging, results: results
+    """Marks the results that a reviewed line lets pass for now; it may judge the same evidence by other limits."""
 
     def score(
         self, subjects: Mapping[str, Subject], *, baseline: str, leaves: Sequence[str]
@@ -67,7 +73,11 @@ class Scoring:
         for described in document["artifacts"]:
             described["scores"] = evaluation.scores[described["name"]]
         select = recipe.promote.select if recipe.promote else None
-        results = judge(recipe.gates, evaluation, leaves=leaves, baseline=baseline, select=select)
+
+        def judging(gates: Sequence[Gate]) -> list[GateResult]:
+            return judge(gates, evaluation, leaves=leaves, baseline=baseline, select=select)
+
+        results = self.acknowledge(judging, judging(recipe.gates))
         document["comparisons"] = _describe_comparisons(evaluation, subjects, baseline, results)
         document["gates"] = [result.to_json() for result in results]
         return evaluation, results
@@ -92,7 +102,11 @@ class Scoring:
             settings=self.recipe.evaluate.model_copy(update={"fidelity": False}),
             again=True,
         )
-        results = judge(gates, evaluation, leaves=[chosen], baseline=baseline)
+
+        def judging(asked: Sequence[Gate]) -> list[GateResult]:
+            return judge(asked, evaluation, leaves=[chosen], baseline=baseline)
+
+        results = self.acknowledge(judging, judging(gates))
         self.document["confirmation"] = {
             "artifact": chosen,
             "among": list(leaves),

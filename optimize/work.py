@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 class Work:
     """Paths below one folder."""
 
-    def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
+    def __init__(self, root: str | os.PathLike[str] | None = None, *, scores: Path | None = None) -> None:
         self.root = Path(root or os.environ.get("OPTIMIZE_WORK") or ".optimize").absolute()
+        self.scores = scores or self.root / "scores"
+        """Measurements by key. Elsewhere than in the work folder, nothing that was measured before is found."""
 
     @cached_property
     def store(self) -> Store:
@@ -35,11 +37,6 @@ class Work:
     def data(self) -> Path:
         """Prepared splits by key."""
         return self.root / "data"
-
-    @property
-    def scores(self) -> Path:
-        """Measurements by key."""
-        return self.root / "scores"
 
     @property
     def runs(self) -> Path:

@@ -54,6 +54,18 @@ Sets = Annotated[
 Style = Annotated[OutputFormat, typer.Option("--output-format", help="How mistakes in the recipe are shown.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on standard output.")]
 Remeasure = Annotated[bool, typer.Option("--remeasure", help="Add latency rounds to those on record.")]
+Remote = Annotated[
+    str | None,
+    typer.Option(
+        "--remote",
+        metavar="URL",
+        envvar="OPTIMIZE_REMOTE",
+        help="A folder, s3://..., gs://...; by default that of settings.yaml in the work folder.",
+    ),
+]
+Trust = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Take models from the remote that hold code or are programs.")
+]
 WorkFolder = Annotated[
     Path | None,
     typer.Option(

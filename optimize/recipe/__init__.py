@@ -163,6 +163,13 @@ class Promote(Block):
     """The metric by which the best of several passing leaves is chosen."""
 
 
+class Against(Block):
+    """How `optimize gate` judges a candidate over what is promoted now. `optimize apply` does not look at it."""
+
+    gates: list[Any] = Field(min_length=1, max_length=100)
+    """Limits that the candidate must keep, as under the recipe's `gates`; `over` left out is the promoted artifact."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """One step of the chain, resolved."""
@@ -211,6 +218,8 @@ class Recipe:
     """None where the recipe was given as a mapping."""
     base: Path
     """The folder that relative paths start from: the recipe's, or the current one."""
+    against: tuple[Gate, ...] = ()
+    """What `optimize gate` asks besides `gates`; without `over`, of the candidate over the promoted artifact."""
 
     def stage(self, name: str) -> Stage:
         """Raises `KeyError` where there is none."""
@@ -244,14 +253,20 @@ class Recipe:
             ],
             "baseline": self.baseline,
             "evaluate": self.evaluate.model_dump(mode="json", exclude={"latency": senseless}),
-            "gates": [gate.model_dump(mode="json", exclude_none=True) for gate in self.gates],
+            "gates": _gates(self.gates),
             "promote": self.promote.model_dump(mode="json") if self.promote else None,
+            # Left out where there is none: recipes keep the digest that they had before there was such a block.
+            **({"against": {"gates": _gates(self.against)}} if self.against else {}),
         }
 
     @cached_property
     def digest(self) -> str:
         """`sha256:` of the normal form: comments, indents, order of keys and written-out defaults don't matter."""
         return digest_of(self.document())
+
+
+def _gates(gates: Sequence[Gate]) -> list[dict[str, Any]]:
+    return [gate.model_dump(mode="json", exclude_none=True) for gate in gates]
 
 
 def leaves_of(stages: Sequence[Stage], baseline: str) -> tuple[Stage, ...]:

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from optimize import stages, tasks
-from optimize.recipe import LIMITS, NAME_PATTERN, Evaluate, Gate, Model, Promote
+from optimize.recipe import LIMITS, NAME_PATTERN, Against, Evaluate, Gate, Model, Promote
 from optimize.recipe.checks import Document
 from optimize.recipe.limits import MEASURED
 
@@ -34,7 +34,7 @@ def build() -> dict[str, Any]:
     """The schema (draft 2020-12) with every installed method and task."""
     every_task = [tasks.get(name) for name in tasks.names()]
     methods = [(entry, entry.load().Config) for entry in stages.entries()]
-    blocks: list[type[BaseModel]] = [Document, Model, Evaluate, Gate, Promote]
+    blocks: list[type[BaseModel]] = [Document, Model, Evaluate, Gate, Promote, Against]
     blocks += [task.Data for task in every_task] + [config for _, config in methods]
     refs, combined = models_json_schema([(block, "validation") for block in dict.fromkeys(blocks)])
     definitions: dict[str, Any] = combined["$defs"]
@@ -61,6 +61,8 @@ def build() -> dict[str, Any]:
     _refer(properties["promote"], name_of(Promote), null=True)
     gates = {"type": "array", "items": {"$ref": f"#/$defs/{name_of(Gate)}"}}
     properties["gates"] = {"anyOf": [gates, {"type": "null"}], "description": properties["gates"]["description"]}
+    _refer(properties["against"], name_of(Against), null=True)
+    definitions[name_of(Against)]["properties"]["gates"]["items"] = gates["items"]
     by_task = [
         {
             "if": {"properties": {"model": {"properties": {"task": {"const": task.name}}, "required": ["task"]}}},
