@@ -13,7 +13,6 @@ MOST = 200
 """Differences told of one kind: a recipe that shares nothing with the old one needs no list."""
 MAX_TEXT = 500
 """Characters of one value: what a remote tells is not ours."""
-_MISSING = object()
 
 
 def changed(
@@ -64,7 +63,7 @@ def _compare(before: Any, after: Any, path: str, found: list[dict[str, Any]]) ->
         return
     for key in dict.fromkeys([*old, *new]):
         inner = f"{path}[{key}]" if isinstance(key, int) else f"{path}.{key}".lstrip(".")
-        _compare(old.get(key, _MISSING), new.get(key, _MISSING), inner, found)
+        _compare(old.get(key), new.get(key), inner, found)
 
 
 def _parts(value: Any) -> dict[Any, Any] | None:
@@ -77,9 +76,7 @@ def _parts(value: Any) -> dict[Any, Any] | None:
 
 
 def _short(value: Any) -> Any:
-    """The value, or the beginning of what it looks like; null where there was none."""
-    if value is _MISSING:
-        return None
+    """The value, or the beginning of what it looks like; null also stands for what was not there."""
     if value is None or isinstance(value, (bool, int, float)):
         return value
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -160,14 +160,16 @@ def summary(document: Mapping[str, Any]) -> str:
         return "No gate was asked, so there is no verdict and nothing is promoted."
     gates = _deciding(document)
     if verdict == "pass":
-        said = f"PASS: {_count(len(gates), 'gate check')} held; closest: {_gate(min(gates, key=_closeness))}"
+        held = [gate for gate in gates if not gate.get("acknowledged")]
+        closest = f"; closest: {_gate(min(held, key=_closeness))}" if held else ""
+        said = f"PASS: {_count(len(held), 'gate check')} held{closest}{_let_pass(gates)}"
         promoted = document["promoted"]
         if promoted:
             said += f"; promoted to {document['recipe']}@{promoted['alias']} as version {promoted['version']}"
         elif unjudged := _selected_unjudged(document):
             said += f"; nothing was promoted, since no gate judges {unjudged}"
         return said + "."
-    deciding = [gate for gate in gates if gate["verdict"] == verdict]
+    deciding = [gate for gate in gates if gate["verdict"] == verdict and not gate.get("acknowledged")]
     others = f" (and {len(deciding) - 1} more)" if len(deciding) > 1 else ""
     worst = max(deciding, key=_closeness) if verdict == "fail" else deciding[0]
     return f"{verdict.upper()}: {worst['artifact']}: {worst['reason']}{others}; nothing was promoted."
@@ -180,6 +182,11 @@ def _deciding(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         return list(document["gates"])
     others = (gate for gate in document["gates"] if gate["artifact"] not in confirmation["among"])
     return [*others, *confirmation["gates"]]
+
+
+def _let_pass(gates: Sequence[Mapping[str, Any]]) -> str:
+    told = [gate["acknowledged"]["expires"] for gate in gates if gate.get("acknowledged")]
+    return f"; {_count(len(told), 'regression')} acknowledged until {min(told)}" if told else ""
 
 
 def _selected_unjudged(document: Mapping[str, Any]) -> str | None:
