@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimize.gating.changes import MAX_TEXT, MOST, changed
@@ -67,6 +67,7 @@ JSON = st.recursive(
 )
 
 
+@settings(max_examples=60, deadline=None)
 @given(JSON, JSON)
 def test_anything_that_a_remote_may_tell(before: Any, recipe: Any) -> None:
     found = told({"data": before, "host": before}, {"recipe": recipe})

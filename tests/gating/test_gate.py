@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,13 +21,8 @@ PRODUCTION = "planted@production"
 
 
 @pytest.fixture(scope="module")
-def project(planted: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("project")
-        patch.setenv("PYTHONPATH", "")
-        patch.setattr("sys.path", [*__import__("sys").path])
-        planted.install(folder / "site")
-        yield planted.Project(folder, ROWS)
+def project(planting: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return planting.Project(tmp_path_factory.mktemp("project"), ROWS)
 
 
 @pytest.fixture
