@@ -129,9 +129,8 @@ def _subject(rival: Rival, artifact: Artifact, work: Work) -> Subject:
 
     document = run_document(work, rival.version.run)
     listed = document.get("artifacts") if isinstance(document, Mapping) else None
-    made = (
-        one.get("stage") for one in listed or () if isinstance(one, Mapping) and one.get("digest") == artifact.digest
-    )
+    known = [one for one in listed if isinstance(one, Mapping)] if isinstance(listed, list) else []
+    made = (one.get("stage") for one in known if one.get("digest") == artifact.digest)
     stage = next((stage for stage in made if isinstance(stage, str)), artifact.format)
     return Subject(artifact, stage=stage[:100], cached=True)
 

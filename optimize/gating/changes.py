@@ -29,7 +29,7 @@ def changed(
         found["recipe"] = _differences(_named(old_recipe), _named(recipe.document()))
     if not isinstance(before, Mapping):
         return found
-    if isinstance(before.get("data"), Mapping):
+    if isinstance(before.get("data"), Mapping) and document["data"]:
         found["data"] = _differences(before["data"], document["data"], "data")
     host = before.get("host")
     if isinstance(host, Mapping):

@@ -138,8 +138,23 @@ def test_a_runner_starts_empty(project: Any, work: Work, promote: Callable[..., 
     with pytest.raises(StoreError, match="not in the store") as caught:
         optimize.gate(recipe, against=PRODUCTION, work=bare)
     assert "--remote" in str(caught.value.hint)
-    compared = optimize.compare(run["candidate"].artifact.path, PRODUCTION, recipe=None, work=runner, remote=remote)
-    assert compared.names == ("candidate", "baseline")
+
+
+def test_versions_that_only_the_remote_has_are_compared(
+    project: Any, work: Work, promote: Callable[..., str], tmp_path: Path
+) -> None:
+    remote = str(tmp_path / "remote")
+    first, second = promote(), promote(40)
+    optimize.push(remote=remote, work=work)
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps(project.recipe(GATES, {})))
+    elsewhere = Work(tmp_path / "elsewhere")
+    run = optimize.compare(PRODUCTION, f"{PRODUCTION}~1", recipe=recipe, work=elsewhere, remote=remote)
+    assert [one["digest"] for one in run.document["artifacts"]] == [second, first]
+    (accuracy,) = (one for one in run.document["comparisons"] if one["metric"] == "accuracy")
+    assert accuracy["estimate"] == -40 / ROWS
+    again = optimize.compare(second[:19], "planted@1", recipe=recipe, work=Work(tmp_path / "third"), remote=remote)
+    assert again.document["comparisons"] == run.document["comparisons"]
 
 
 def test_an_acknowledged_regression(project: Any, work: Work, promote: Callable[..., str], tmp_path: Path) -> None:
@@ -186,9 +201,26 @@ def test_what_can_not_be_gated(project: Any, work: Work, promote: Callable[..., 
         optimize.gate(other, against=PRODUCTION, work=work)
 
 
+def test_a_gate_is_no_run_to_promote_from(project: Any, work: Work, promote: Callable[..., str]) -> None:
+    """Its candidate was held against what is promoted, and perhaps let pass; the recipe's own gates are not in it."""
+    from optimize.promotion import promote as promote_later
+
+    promote()
+    run = optimize.gate(project.recipe(GATES, {"lost": right(4)}), against=PRODUCTION, work=work)
+    assert run.verdict == "pass"
+    with pytest.raises(optimize.PromotionRefused, match="against what is promoted"):
+        promote_later(run.document["run"], alias="production", work=work)
+
+
 def test_the_command_says_it(
-    project: Any, work: Work, promote: Callable[..., str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    project: Any,
+    work: Work,
+    promote: Callable[..., str],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("OPTIMIZE_WORK", "")  # `--work` sets it for child processes: put back in the end
     promote()
     recipe = tmp_path / "recipe.json"
     recipe.write_text(json.dumps(project.recipe(GATES, {"lost": right(80)})))
