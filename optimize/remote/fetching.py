@@ -67,18 +67,16 @@ def pull(
         raise RemoteError("there is no such remote", location=place.url, hint="`optimize push` makes it")
     pulled = Pulled(place.url)
     with work.store.in_use():
-        files, registry, aside = _fetch_log(place, work, take_theirs)
+        log = _fetch_log(place, work, take_theirs=take_theirs)
         if references:
             digests = [
-                registry.resolve(one).digest if "@" in one else layout.complete(place, one) for one in references
+                log.registry.resolve(one).digest if "@" in one else layout.complete(place, one) for one in references
             ]
         else:
-            digests = [version.digest for version in registry.list() if version.aliases]
+            digests = [version.digest for version in log.registry.list() if version.aliases]
         for digest in dict.fromkeys(digests):
             fetch(digest, place, work, pulled, trusted=trust_remote_code, progress=progress)
-        if aside:
-            pulled.set_aside = str(work.registry.log.set_aside())
-        _keep_log(place, work, files, registry, pulled)
+        _keep_log(place, work, log, pulled)
     return pulled
 
 
@@ -115,27 +113,43 @@ def bring(
 
 def refresh(work: Work, place: Place) -> None:
     """Bring the registry alone. Raises as `pull`."""
-    pulled = Pulled(place.url)
-    files, registry, _ = _fetch_log(place, work, take_theirs=False)
-    _keep_log(place, work, files, registry, pulled)
+    _keep_log(place, work, _fetch_log(place, work, take_theirs=False), Pulled(place.url))
 
 
-def _fetch_log(place: Place, work: Work, take_theirs: bool) -> tuple[Sequence[bytes], Registry, bool]:
-    """(the entries that lack here, the registry with them, whether the log of here has to be set aside)."""
+@dataclass(frozen=True)
+class _Log:
+    """The remote's log, before anything of it is written here."""
+
+    files: Sequence[bytes]
+    """Entries that lack here."""
+    registry: Registry
+    """As it will be with them."""
+    length: int
+    """Entries that the remote has."""
+    instead: bool = False
+    """Whether the log of here has to be set aside for them."""
+
+
+def _fetch_log(place: Place, work: Work, *, take_theirs: bool) -> _Log:
     if take_theirs:
-        ours, theirs = work.registry.log.files(), read_log(place)
-        if list(ours) != theirs[: len(ours)]:
-            return theirs, work.registry.foretell(theirs, instead=True), True
-    there = compare_logs(place, work.registry).there
-    return there, work.registry.foretell(there), False
+        ours, theirs = list(work.registry.log.files()), read_log(place)
+        both = min(len(ours), len(theirs))
+        if ours[:both] != theirs[:both]:
+            registry = work.registry.foretell(theirs, instead=True)
+            return _Log(theirs, registry, len(theirs), instead=True)
+    found = compare_logs(place, work.registry)
+    return _Log(found.there, work.registry.foretell(found.there), found.common + len(found.there))
 
 
-def _keep_log(place: Place, work: Work, files: Sequence[bytes], registry: Registry, pulled: Pulled) -> None:
-    for run in dict.fromkeys(version.run for version in registry.list()):
+def _keep_log(place: Place, work: Work, log: _Log, pulled: Pulled) -> None:
+    entries = [json.loads(data) for data in log.files]
+    for run in dict.fromkeys(entry["run"] for entry in entries if "run" in entry):
         _fetch_run(place, work, run)
-    work.registry.log.extend(files)
-    pulled.entries = len(files)
-    remember(place, work.registry)
+    if log.instead:
+        pulled.set_aside = str(work.registry.log.set_aside())
+    work.registry.log.extend(log.files)
+    pulled.entries = len(log.files)
+    remember(place, work.registry, log.length)
 
 
 def _fetch_run(place: Place, work: Work, run: str) -> None:

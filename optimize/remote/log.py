@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -49,9 +50,9 @@ def compare_logs(place: Place, registry: Registry) -> Difference:
     return Difference(ours[common:], there, common)
 
 
-def remember(place: Place, registry: Registry) -> None:
+def remember(place: Place, registry: Registry, entries: int) -> None:
     """Note how long the log of a remote was: that its end is cut off is what a chain can't show by itself."""
-    atomic.write_json(registry.root / REMEMBERED, {"url": place.url, "entries": len(registry.log.entries())})
+    atomic.write_json(registry.root / REMEMBERED, {"url": place.url, "entries": entries})
 
 
 def _remembered(place: Place, registry: Registry) -> int:
@@ -68,7 +69,8 @@ def read_log(place: Place) -> list[bytes]:
 
 
 def _count(place: Place) -> int:
-    numbers = sorted(int(name[:8]) for name in place.list("registry") if name[:8].isdigit() and len(name) == 13)
+    names = place.list("registry")
+    numbers = sorted(int(name[:8]) for name in names if re.fullmatch(r"[0-9]{8}\.json", name))
     if numbers != list(range(1, len(numbers) + 1)):
         missing = next(number for number in range(1, len(numbers) + 2) if number not in numbers)
         raise RegistryError(f"entry {missing} of the remote's log is missing", location=place.url)
@@ -87,7 +89,7 @@ def _parted(place: Place, ours: Sequence[bytes], theirs: int) -> PromotionRefuse
     first = next(
         number for number in range(1, theirs + 1) if number > len(ours) or _entry(place, number) != ours[number - 1]
     )
-    told = "; ".join(_describe(_entry(place, number)) for number in range(first, min(theirs, first + 3) + 1)[:3])
+    told = "; ".join(_describe(_entry(place, number)) for number in range(first, min(theirs + 1, first + 3)))
     return PromotionRefused(
         f"the remote's registry went another way from entry {first} on: {told}",
         location=place.url,

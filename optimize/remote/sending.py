@@ -68,8 +68,7 @@ def push(
             if not place.create(layout.entry_name(number), data):
                 raise lost_race(place, number)
             pushed.entries += 1
-        if not difference.there:
-            remember(place, work.registry)
+        remember(place, work.registry, difference.common + len(difference.there) + pushed.entries)
     return pushed
 
 

@@ -195,6 +195,18 @@ def test_a_remote_cut_short_is_noticed(remote: str, new_work: NewWork) -> None:
         pull(remote=remote, work=here)
 
 
+def test_what_is_not_pushed_yet_is_no_quarrel(remote: str, new_work: NewWork) -> None:
+    here = new_work("here")
+    promote(here, 1)
+    push(remote=remote, work=here)
+    second = promote(here, 2)
+    for take_theirs in (False, True, False):
+        pulled = pull(remote=remote, work=here, take_theirs=take_theirs)
+        assert (pulled.entries, pulled.set_aside) == (0, None)
+        assert here.registry.resolve(f"{NAME}@production").digest == second
+    assert push(remote=remote, work=here).entries == 1
+
+
 def test_an_absent_remote(tmp_path: Path, new_work: NewWork) -> None:
     with pytest.raises(RemoteError, match="no such remote") as caught:
         pull(remote=str(tmp_path / "nowhere"), work=new_work("here"))
