@@ -40,12 +40,24 @@ def changed(
 
 
 def _named(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe with its stages under their names, so that one more stage is not a change of all after it."""
-    stages = recipe.get("stages")
-    if not isinstance(stages, list) or not all(isinstance(stage, Mapping) and "name" in stage for stage in stages):
-        return dict(recipe)
-    by_name = {str(stage["name"]): {key: stage[key] for key in stage if key != "name"} for stage in stages}
-    return {**recipe, "stages": by_name}
+    """The recipe with stages and gates under names, so that one more is not a change of all after it."""
+    lists = {"stages": "name", "gates": "metric"}
+    return {**recipe, **{part: _by(recipe[part], name) for part, name in lists.items() if part in recipe}}
+
+
+def _by(items: Any, name: str) -> Any:
+    """A mapping from what each item has under `name` to the rest of it; the list as it is where one has no such thing.
+
+    Several of one name are told apart by their number.
+    """
+    if not isinstance(items, list) or not all(isinstance(item, Mapping) and name in item for item in items):
+        return items
+    found: dict[str, Any] = {}
+    for item in items:
+        known = str(item[name])
+        number = sum(other.partition("[")[0] == known for other in found)
+        found[f"{known}[{number}]" if number else known] = {key: item[key] for key in item if key != name}
+    return found
 
 
 def _differences(before: Any, after: Any, path: str = "") -> list[dict[str, Any]]:

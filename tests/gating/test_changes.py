@@ -55,6 +55,16 @@ def test_one_more_stage_is_one_change() -> None:
     assert (change["what"], change["after"]) == ("stages.onnx", None)
 
 
+def test_gates_go_by_their_metric() -> None:
+    size = {"metric": "size", "max_ratio": 0.5}
+    old = {**RECIPE, "gates": [size, {"metric": "accuracy", "max_drop": 0.02}]}
+    new = {**RECIPE, "gates": [{"metric": "accuracy", "max_drop": 0.01}, size, {**size, "on": "int8"}]}
+    assert told(None, {"recipe": old}, new)["recipe"] == [
+        {"what": "gates.accuracy.max_drop", "before": 0.02, "after": 0.01},
+        {"what": "gates.size[1]", "before": None, "after": {"max_ratio": 0.5, "on": "int8"}},
+    ]
+
+
 def test_what_is_not_known_is_left_out() -> None:
     assert told(None, None) == {}
     assert told([], "nonsense") == {}

@@ -73,7 +73,11 @@ def test_over_what_is_promoted(project: Any, work: Work, promote: Callable[..., 
     against = run.document["against"]
     assert (against["version"], against["digest"]) == (1, digest)
     assert against["run"] == work.registry.resolve(PRODUCTION).run
-    assert {one["what"].partition("[")[0] for one in against["changed"]["recipe"]} == {"gates"}
+    assert {one["what"] for one in against["changed"]["recipe"]} == {
+        "gates.accuracy",
+        "gates.size.max",
+        "gates.size.max_ratio",
+    }
     assert [against["changed"][kind] for kind in ("data", "environment", "host")] == [[], [], []]
     assert run.names == ("plain", "candidate", "production")
     (production,) = (one for one in run.document["artifacts"] if one["name"] == "production")
