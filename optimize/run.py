@@ -17,6 +17,7 @@ from optimize.errors import RecipeError, StoreError
 
 if TYPE_CHECKING:
     from optimize.model import Model
+    from optimize.progress import Progress
     from optimize.recipe import Recipe
     from optimize.report.table import Table
     from optimize.work import Work
@@ -128,11 +129,17 @@ def new_document(recipe: Recipe) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def recording(
-    work: Work, recipe: Recipe, document: dict[str, Any], sidecars: Mapping[str, Path], clock: Clock
+    work: Work,
+    recipe: Recipe,
+    document: dict[str, Any],
+    sidecars: Mapping[str, Path],
+    clock: Clock,
+    progress: Progress | None = None,
 ) -> Iterator[None]:
-    """While this lasts, `document` and `sidecars` fill up; at its end they are on disk, whatever happened.
+    """While this lasts, `document` and `sidecars` fill up; at its end they are on disk, whatever happened, and
+    `report.html` is drawn from them.
 
-    Raises `StoreError` where they can't be written.
+    Raises `StoreError` where they can't be written. That a page can't be drawn is only told.
     """
     from optimize.atomic import explain
 
@@ -145,6 +152,7 @@ def recording(
         error.document = document  # type: ignore[attr-defined]  # `--json` prints what was reached
         with contextlib.suppress(OSError):  # a full disk: the error itself matters more
             write_run(work, recipe, document, sidecars)
+            _draw(work.runs / document["run"], progress)
         raise
     clock.write(document)
     try:
@@ -152,6 +160,18 @@ def recording(
     except OSError as error:
         message, hint = explain(error, "writing run.json", work.runs)
         raise StoreError(message, hint=hint) from error
+    _draw(work.runs / document["run"], progress)
+
+
+def _draw(directory: Path, progress: Progress | None) -> None:
+    """The page of a run. The verdict stands without it: whatever goes wrong here is told, and no more."""
+    try:
+        from optimize.report.html import write
+
+        write(directory)
+    except Exception as error:
+        if progress is not None:
+            progress.warn("", f"report.html could not be drawn ({type(error).__name__}: {error})")
 
 
 def describe_error(error: BaseException) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from optimize import runtimes, tasks
 from optimize.recipe import SOURCE
 from optimize.recipe.limits import RELATIVE
+from optimize.report.sidecars import write as write_sidecars
 
 if TYPE_CHECKING:
     from optimize.artifact import Artifact
@@ -63,7 +64,12 @@ class Scoring:
         )
         document["measurement"] = evaluation.measurement
         document["baseline"] = subjects[baseline].artifact.digest
-        self.sidecars.update(evaluation.sidecars)
+        document["metrics"] = {
+            name: {"higher_is_better": metric.higher_is_better} for name, metric in evaluation.metrics.items()
+        }
+        artifacts = {name: one.artifact for name, one in subjects.items()}
+        drawn = write_sidecars(artifacts, baseline, evaluation.sidecars, self.work.scores)
+        self.sidecars.update({**evaluation.sidecars, **drawn})
         for described in document["artifacts"]:
             described["scores"] = evaluation.scores[described["name"]]
         select = recipe.promote.select if recipe.promote else None
@@ -164,8 +170,10 @@ def describe_data(data: Data) -> dict[str, Any]:
 def _describe_comparisons(
     evaluation: Evaluation, subjects: Mapping[str, Subject], baseline: str, results: Sequence[GateResult]
 ) -> list[dict[str, Any]]:
-    """Everything over the baseline, then the pairs that only gates asked for."""
+    """Everything over the baseline, then over what it was made from, then the pairs that only gates asked for."""
     wanted = [(name, baseline, metric) for name in subjects for metric in evaluation.metrics]
+    parents = [(name, one.parent) for name, one in subjects.items() if one.parent in subjects]
+    wanted += [(name, parent, metric) for name, parent in parents if parent for metric in evaluation.metrics]
     wanted += [(result.artifact, result.over, result.metric) for result in results if result.over]
     return [
         comparison.to_json()

@@ -105,6 +105,9 @@ class Evaluate(Block):
     """Measure the peak memory of a fresh process that loads and answers."""
     fidelity: bool = True
     """Compare the answers with the parent's and the baseline's."""
+    flips: bool = True
+    """Keep the evaluation rows that are answered otherwise than by the baseline, with their text, beside run.json and
+    in its report. False where that text must not leave the data."""
     batch_size: int = Field(default=32, ge=1)
     """Rows a call while answering the evaluation rows."""
     threads: int | None = Field(default=None, ge=1)
