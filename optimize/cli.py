@@ -259,6 +259,30 @@ def harness(
         show(table(found["results"]))
 
 
+@app.command(cls=Verb)
+def report(
+    runs: Annotated[list[str] | None, typer.Argument(metavar="RUN...", help="Ids, run.json files, or `latest`.")] = None,
+    history: Annotated[
+        str | None, typer.Option("--history", metavar="NAME", help="The runs of a recipe's name, or of NAME@ALIAS.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", metavar="FILE", help="Where to write the page.")] = None,
+    open_: Annotated[bool, typer.Option("--open", help="Show it in a browser.")] = False,
+    work: WorkFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Draw a run as a page again, several runs side by side, or the history of a name."""
+    from optimize.report.html.several import report
+    from optimize.work import Work
+
+    path = report(Work(), runs or (), history=history, output=output)
+    if as_json:
+        emit({"schema": 1, "report": str(path)})
+    else:
+        say(f"The report is in {relative(path)}")
+    if open_:
+        typer.launch(str(path))
+
+
 app.add_typer(keeping.registry, name="registry")
 app.add_typer(keeping.store, name="store")
 
@@ -323,6 +347,8 @@ def _conclude(run: Run, as_json: bool) -> int:
         show(result_table(run.document))
         show(f"\n{run.summary}")
         note(f"run {run.document['run']}: {relative(run.directory / 'run.json')}")
+        if (page := run.directory / "report.html").exists():
+            note(f"report: {relative(page)}")
     return run.exit_code
 
 

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -275,7 +277,8 @@ def load(
 
     `overrides` are like `stages.1.epochs=2` or `stages.int8.mode=dynamic`, their values YAML. With `env`, variables
     such as `OPTIMIZE_RECIPE__STAGES__1__EPOCHS=2` override too. Precedence: file, environment, `overrides`. `base` is
-    the folder that relative paths start from; the default is the file's, or the current one for a mapping.
+    the folder that relative paths start from; the default is the file's, or the current one for a mapping. The
+    `recipe.json` of a run is taken as it was run.
 
     Raises `RecipeError` with every mistake found in `diagnostics`.
     """
@@ -284,6 +287,8 @@ def load(
     from optimize.recipe.overrides import override
     from optimize.recipe.text import from_mapping
 
+    if not isinstance(recipe, Mapping) and (stored := _of_a_run(Path(recipe))):
+        return load(stored["recipe"], overrides, env=False, base=Path(stored["base"]))
     if isinstance(recipe, Mapping):
         file, text = None, from_mapping(recipe)
     else:
@@ -297,6 +302,17 @@ def load(
     text.raise_mistakes()
     assert checked is not None, "a recipe without mistakes was not understood"
     return checked
+
+
+def _of_a_run(file: Path) -> dict[str, Any] | None:
+    """The `recipe.json` of a run, which says what was run, and from which folder; None for any other file."""
+    if file.name != "recipe.json":
+        return None
+    with contextlib.suppress(OSError, ValueError):
+        stored = json.loads(file.read_bytes())
+        if isinstance(stored, dict) and isinstance(stored.get("recipe"), dict) and isinstance(stored.get("base"), str):
+            return stored
+    return None
 
 
 def with_gates(recipe: Recipe, gates: str | PathLike[str] | None, *, stages: tuple[str, str], baseline: str) -> Recipe:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimize.report.html.reading import Result
 from optimize.report.html.svg import WIDTH, Scale, join, line, picture, scale_of, tag, words, x_axis
-from optimize.report.html.words import milliseconds, short, time_words, times
+from optimize.report.html.words import milliseconds, round_milliseconds, short, time_words, times
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -108,7 +108,7 @@ def draw(name: str, title: str, series: Sequence[Series]) -> Markup:
     shown = [value for one in series for value in (*one.quantiles[LOW:HIGH], *one.rounds)]
     log = max(shown) / max(min(shown), 1e-12) > 4
     scale = scale_of(shown, 8, WIDTH - 8, log=log, pad=0.04)
-    parts = [x_axis(scale, height - 22, 4, milliseconds, most=4)]
+    parts = [x_axis(scale, height - 22, 4, round_milliseconds, most=5)]
     for index, one in enumerate(series):
         base = 4 + index * ROW + 42
         kind = "control" if one.control else "series"

@@ -30,7 +30,7 @@ from optimize.report.html.svg import (
     x_axis,
     y_axis,
 )
-from optimize.report.html.words import interval, milliseconds, number, short, time_words
+from optimize.report.html.words import interval, milliseconds, number, round_milliseconds, short, time_words
 from optimize.report.table import megabytes
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def draw(name: str, points: Sequence[Point], lines: Sequence[Line], metric: str,
     across, up = scales(points, lines)
     largest = max(point.size for point in points) or 1.0
     parts = [
-        x_axis(across, HEIGHT - BOTTOM, TOP, milliseconds, most=4),
+        x_axis(across, HEIGHT - BOTTOM, TOP, round_milliseconds, most=5),
         y_axis(up, LEFT, WIDTH - RIGHT, number, most=5),
         words(WIDTH - RIGHT, HEIGHT - 4, "time of a call →", "label", anchor="end"),
         words(4, 10, f"↑ {short(metric, 40)}", "label"),

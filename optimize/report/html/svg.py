@@ -144,10 +144,11 @@ def x_axis(scale: Scale, y: float, top: float, show: Callable[[float], str] = nu
         x, text = scale(value), show(value)
         half = len(text) * CHARACTER / 2
         parts.append(line(x, top, x, y, "grid"))
-        if x - half < after or x - half < 0 or x + half > WIDTH:
+        middle = min(max(x, half), WIDTH - half)
+        if middle - half < after:
             continue
-        after = x + half + 4
-        parts.append(words(x, y + 14, text, "tick", anchor="middle"))
+        after = middle + half + 4
+        parts.append(words(middle, y + 14, text, "tick", anchor="middle"))
     return join(parts)
 
 

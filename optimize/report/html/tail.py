@@ -25,6 +25,8 @@ _TITLES = {
     "difference": "difference of the answers",
 }
 ROW = 36.0
+NOISE = 1e-7
+"""What float arithmetic alone does: smaller distances stand at the left end, or they would stretch the axis."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def tails(result: Result) -> list[dict[str, Any]]:
     for distance in sorted(distances, key=lambda one: (one not in _TITLES, list(_TITLES).index(one) if one in _TITLES else 0)):
         found = find_tails(result, distance)
         title = _TITLES.get(distance, distance.replace("_", " "))
-        if found and any(value > 0 for one in found for _, _, value in one.points):
+        if found and any(value > NOISE for one in found for _, _, value in one.points):
             picture_ = draw(f"tail-{distance}", title, found)
             drawn.append({"title": title, "picture": picture_, "rows": _rows(result, distance)})
     return drawn
@@ -70,8 +72,7 @@ def find_tails(result: Result, distance: str) -> list[Tail]:
 def draw(name: str, title: str, found: Sequence[Tail]) -> Markup:
     """A row an artifact on a logarithmic axis; what is 0 stands at its left end."""
     height = ROW * len(found) + 28
-    # A divergence of rounding errors alone is as good as none, and would stretch the axis over ten decades.
-    values = [value for one in found for _, _, value in one.points if value > 1e-9]
+    values = [value for one in found for _, _, value in one.points if value > NOISE]
     scale = scale_of(values, 14, WIDTH - 14, log=True)
     parts = [x_axis(scale, height - 22, 4, number, most=5)]
     for index, one in enumerate(found):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from optimize.report.html.reading import Result
 from optimize.report.html.svg import CHARACTER, WIDTH, join, line, picture, rect, scale_of, words, x_axis
-from optimize.report.html.words import in_unit, interval, milliseconds, number, short, time_words
+from optimize.report.html.words import in_unit, interval, milliseconds, number, round_milliseconds, short, time_words
 from optimize.report.table import megabytes
 
 if TYPE_CHECKING:
@@ -138,13 +138,12 @@ def _change(
 def draw(
     name: str, title: str, steps: Sequence[Step], show: Callable[[float | None], str], *, zero: bool
 ) -> Markup:
-    """Bars from the parent's value to the artifact's own; a root's bar begins at the axis."""
+    """Bars from the parent's value to the artifact's own. With `zero` the axis begins there, and so does a root's bar."""
     height = ROW * len(steps) + 30
     # Small changes of a quality would not be seen on an axis from 0: there, bars are differences and no lengths.
     scale = scale_of([value for step in steps for value in (step.value, step.before)], 8, WIDTH - 8, zero=zero)
     bottom = height - 22
-    parts = [x_axis(scale, bottom, 4, lambda v: show(v), most=4)]
-    places: dict[str, tuple[float, float]] = {}
+    parts = [x_axis(scale, bottom, 4, round_milliseconds if show is milliseconds else show, most=5)]
     for index, step in enumerate(steps):
         y = 4 + index * ROW
         indent = 8 + INDENT * step.depth
@@ -155,13 +154,13 @@ def draw(
         if step.value is None or not math.isfinite(step.value):
             continue
         at, top = scale(step.value), y + 18
-        start = scale(step.before) if step.before is not None else scale.start
-        if step.before is not None:
+        start = scale(step.before) if step.before is not None else scale.start if zero else None
+        if step.before is not None and start is not None:
             parts.append(line(start, top - 3, start, top + 15, "from"))
-        left, right = min(start, at), max(start, at)
-        parts.append(rect(left, top, max(right - left, 1.5), 12, f"step {step.trend}"))
+        if start is not None:
+            left, right = min(start, at), max(start, at)
+            parts.append(rect(left, top, max(right - left, 1.5), 12, f"step {step.trend}"))
         parts.append(line(at, top - 3, at, top + 15, "to"))
-        places[step.name] = (at, top)
     described = "; ".join(
         f"{step.name}: {show(step.value)}" + (f", {WORDS[step.trend]} ({step.change})" if step.change else "")
         for step in steps

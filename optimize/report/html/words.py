@@ -47,6 +47,8 @@ def times(value: float | None) -> str:
     """A ratio: `3.27×`."""
     if value is None or not math.isfinite(value):
         return "?"
+    if 0.995 < value < 1.005 and value != 1:
+        return f"{value:.4f}×"  # two digits would call it no change
     return f"{value:.2f}×" if value < 100 else f"{value:,.0f}×"
 
 
@@ -55,6 +57,11 @@ def milliseconds(value: float | None) -> str:
         return "?"
     digits = 0 if value >= 1000 else 1 if value >= 100 else 2 if value >= 1 else 3
     return f"{value:,.{digits}f} ms"
+
+
+def round_milliseconds(value: float) -> str:
+    """Of an axis, whose ticks are round: `20 ms`."""
+    return f"{number(value)} ms"
 
 
 def in_unit(value: float | None, unit: str) -> str:
