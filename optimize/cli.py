@@ -261,7 +261,9 @@ def harness(
 
 @app.command(cls=Verb)
 def report(
-    runs: Annotated[list[str] | None, typer.Argument(metavar="RUN...", help="Ids, run.json files, or `latest`.")] = None,
+    runs: Annotated[
+        list[str] | None, typer.Argument(metavar="RUN...", help="Ids, run.json files, or `latest`.")
+    ] = None,
     history: Annotated[
         str | None, typer.Option("--history", metavar="NAME", help="The runs of a recipe's name, or of NAME@ALIAS.")
     ] = None,

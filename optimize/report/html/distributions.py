@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from optimize.report.html.reading import Result
@@ -68,7 +69,9 @@ def find_series(result: Result, samples: Mapping[str, Any], label: str) -> list[
             found.append(Series(name, one["quantiles_ms"], one["rounds_ms"], one["samples"]))
         again = samples["control"].get(label)
         if name == result.baseline and again and len(again["quantiles_ms"]) > 2:
-            found.append(Series(f"{name} again (A/A)", again["quantiles_ms"], again["rounds_ms"], again["samples"], True))
+            found.append(
+                Series(f"{name} again (A/A)", again["quantiles_ms"], again["rounds_ms"], again["samples"], True)
+            )
     return found
 
 
@@ -87,7 +90,7 @@ def density(one: Series, scale: Scale) -> list[tuple[float, float]]:
     shown = [scale(value) for value in one.quantiles[LOW:HIGH]]
     width = (scale.end - scale.start) / BINS
     counts = [0.0] * BINS
-    for left, right in zip(shown, shown[1:], strict=False):
+    for left, right in pairwise(shown):
         # A step between two quantiles holds the same share of the calls, spread over its width.
         first, last = ((edge - scale.start) / width for edge in (left, right))
         low, high = (min(int(edge), BINS - 1) for edge in (first, last))
@@ -95,7 +98,11 @@ def density(one: Series, scale: Scale) -> list[tuple[float, float]]:
             part = (min(last, slot + 1) - max(first, slot)) / (last - first) if last > first else 1.0
             counts[slot] += max(part, 0.0)
     smooth = [
-        sum(weight * counts[slot + step] for step, weight in ((-1, 0.25), (0, 0.5), (1, 0.25)) if 0 <= slot + step < BINS)
+        sum(
+            weight * counts[slot + step]
+            for step, weight in ((-1, 0.25), (0, 0.5), (1, 0.25))
+            if 0 <= slot + step < BINS
+        )
         for slot in range(BINS)
     ]
     peak = max(smooth) or 1.0

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from optimize.report.html.gates import GLYPHS
 from optimize.report.html.svg import WIDTH, join, line, mark, picture, scale_of, whisker, words, x_axis
 from optimize.report.html.words import in_unit, interval, number, short
 
@@ -38,10 +39,10 @@ def draw(name: str, title: str, entries: Sequence[Entry], nothing: float, unit: 
         y = 4 + index * ROW + 22
         told = in_unit(entry.estimate, unit)
         parts += [
-            words(8, y - 9, short(entry.name, 30), "name"),
+            words(8, y - 9, short(f"{entry.name} {GLYPHS.get(entry.verdict, '')}", 32), "name"),
             words(WIDTH - 8, y - 9, told, "told", anchor="end"),
-            whisker(scale, y, entry.ci, f"interval {entry.verdict}"),
-            mark("circle", scale(entry.estimate), y, 4.5, f"estimate {entry.verdict}"),
+            whisker(scale, y, entry.ci, "interval"),
+            mark("circle", scale(entry.estimate), y, 4.5, "estimate"),
         ]
     described = "; ".join(
         f"{entry.name}: {in_unit(entry.estimate, unit)} {interval(entry.ci, unit)} {entry.verdict}".strip()

@@ -19,8 +19,7 @@ from optimize.report.html.svg import (
     whisker,
     words,
 )
-from optimize.report.html.words import change, in_unit, milliseconds, number, setting_words, times
-from optimize.report.table import megabytes
+from optimize.report.html.words import bytes_words, change, in_unit, milliseconds, number, setting_words, times
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -87,7 +86,7 @@ def draw_gate(
     show: Any = number,
     reason: str = "",
 ) -> Markup:
-    """An interval beside its limit. Values on the `side` (1: right, -1: left) of the limit are good: that is hatched."""
+    """An interval beside its limit; the good side of it (`side` 1: right, -1: left) is hatched."""
     scale = gate_scale(estimate, ci, limit)
     at, middle = scale(limit), 18.0
     left, right = (at, scale.end) if side > 0 else (scale.start, at)
@@ -118,7 +117,7 @@ def _shower(metric: str, unit: str) -> Any:
     if unit == "ms":
         return milliseconds
     if unit == "absolute" and metric in ("size", "peak_memory"):
-        return lambda value: "?" if value is None else megabytes(value)
+        return bytes_words
     if unit == "absolute" and metric in ("latency", "prefill", "decode"):
         return milliseconds
     return lambda value: in_unit(value, unit)

@@ -48,11 +48,16 @@ def heatmaps(result: Result) -> list[dict[str, Any]]:
             pictures.append(
                 {
                     "setting": setting,
-                    "picture": draw(f"layers-{index}-{column}", f"{name}: {table['title']}, {setting}", grid, everything),
+                    "picture": draw(
+                        f"layers-{index}-{column}", f"{name}: {table['title']}, {setting}", grid, everything
+                    ),
                 }
             )
         rows = [
-            [layer, *(number(values.get(setting), 3) if values.get(setting) is not None else "" for setting in settings)]
+            [
+                layer,
+                *(number(values.get(setting), 3) if values.get(setting) is not None else "" for setting in settings),
+            ]
             for layer, values in table["layers"].items()
         ]
         drawn.append(

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimize.report.html.reading import Result
 from optimize.report.html.svg import WIDTH, Scale, join, line, mark, picture, scale_of, words, y_axis
-from optimize.report.html.words import milliseconds, number, round_milliseconds, time_words
-from optimize.report.table import megabytes
+from optimize.report.html.words import bytes_words, milliseconds, number, round_milliseconds, time_words
 from optimize.run import verdict_on
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ def charts(results: Sequence[Result], labels: Sequence[str]) -> list[dict[str, A
     for result in results:
         keys |= {(metric, None): (metric, number) for metric in result.qualities[:1]}
         keys |= {(phase, at): (time_words(phase, at), milliseconds) for phase, at in result.times}
-    keys[("size", None)] = ("size", lambda value: "?" if value is None else megabytes(value))
+    keys[("size", None)] = ("size", bytes_words)
     drawn = []
     for index, ((metric, at), (title, show)) in enumerate(keys.items()):
         moments = find_moments(results, labels, metric, at)
@@ -117,7 +116,9 @@ def draw(name: str, title: str, moments: Sequence[Moment], show: Callable[[float
             base = up(moment.baseline)
             parts.append(line(x - 7, base, x + 7, base, "to"))
         if moment.ci:
-            low, high = (up(end) if end is not None else edge for end, edge in zip(moment.ci, (up.start, up.end), strict=True))
+            low, high = (
+                up(end) if end is not None else edge for end, edge in zip(moment.ci, (up.start, up.end), strict=True)
+            )
             parts.append(line(x, low, x, high, f"interval thin {moment.verdict}"))
         if index % every == 0:
             parts.append(words(x, HEIGHT - BOTTOM + 14, moment.label, "tick", anchor="middle"))

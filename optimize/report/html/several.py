@@ -61,7 +61,9 @@ def past(work: Work, reference: str) -> list[Result]:
             found.append(Result(document, folder))
     if not found:
         raise RecipeError(
-            f"no run of {reference!r} is in the work folder", location=str(work.runs), hint="see `optimize registry list`"
+            f"no run of {reference!r} is in the work folder",
+            location=str(work.runs),
+            hint="see `optimize registry list`",
         )
     return found[:MOST_RUNS][::-1]
 
@@ -125,7 +127,8 @@ def host_of(result: Result) -> str:
 
 def differences(results: Sequence[Result]) -> list[tuple[str, list[str]]]:
     """(setting, its value in each run) of the recipes' settings that are not the same in all."""
-    flat = [flatten(_recipe(result)) for result in results]
+    recipes = [_recipe(result) for result in results]
+    flat = [flatten(_shared_stages(one, recipes)) for one in recipes]
     paths = list(dict.fromkeys(path for one in flat for path in one))
     found = []
     for path in paths:
@@ -135,10 +138,24 @@ def differences(results: Sequence[Result]) -> list[tuple[str, list[str]]]:
     return found[:MOST_DIFFERENCES]
 
 
+def _shared_stages(recipe: Mapping[str, Any], recipes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The recipe with the settings of stages that all have; of another stage only what it is."""
+    everywhere = set.intersection(*({stage.get("name") for stage in one.get("stages", ())} for one in recipes))
+
+    def shown(stage: Mapping[str, Any]) -> Mapping[str, Any]:
+        if stage.get("name") in everywhere:
+            return stage
+        verb, method = next(iter(stage.items()))
+        return {"name": stage.get("name"), verb: method, "from": stage.get("from")}
+
+    return {**recipe, "stages": [shown(stage) for stage in recipe.get("stages", ())]}
+
+
 def flatten(value: Any, path: str = "") -> dict[str, str]:
     """`stages.int8.mode` -> `"dynamic"`; entries of a list by their `name`, else by their number."""
     if isinstance(value, Mapping):
-        return {p: v for key, item in value.items() for p, v in flatten(item, f"{path}.{key}".strip(".")).items()}
+        fields = {key: item for key, item in value.items() if key != "name" or not path}
+        return {p: v for key, item in fields.items() for p, v in flatten(item, f"{path}.{key}".strip(".")).items()}
     if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
         return {
             p: v
@@ -178,9 +195,10 @@ def forests(results: Sequence[Result], labels: Sequence[str]) -> list[dict[str, 
             drawn.append(
                 {
                     "title": title,
-                    "unit": {"difference": "difference from the baseline", "speedup": "times as fast as the baseline"}.get(
-                        unit, "share of the baseline's"
-                    ),
+                    "unit": {
+                        "difference": "difference from the baseline",
+                        "speedup": "times as fast as the baseline",
+                    }.get(unit, "share of the baseline's"),
                     "picture": draw(f"forest-{index}", title, entries, nothing, unit),
                     "rows": rows,
                 }
@@ -193,5 +211,3 @@ def candidates(result: Result) -> list[str]:
     judged = [name for name in result.names if name != result.baseline and verdict_on(result.document, name)]
     parents = {result.parent(name) for name in result.names}
     return judged or [name for name in result.names if name != result.baseline and name not in parents]
-
-

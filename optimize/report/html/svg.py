@@ -32,7 +32,7 @@ def tag(name: str, *children: Any, **attributes: Any) -> Markup:
         if value is not None
     )
     inside = Markup("").join(escape(child if isinstance(child, Markup) else clean(child)) for child in children)
-    return Markup(f"<{name}{written}>{inside}</{name}>")  # noqa: S704  # all parts are escaped
+    return Markup(f"<{name}{written}>{inside}</{name}>")  # all parts are escaped
 
 
 def join(parts: Iterable[Markup]) -> Markup:
@@ -71,7 +71,12 @@ def mark(shape: str, x: float, y: float, radius: float, class_: str) -> Markup:
     if shape == "circle":
         return tag("circle", cx=x, cy=y, r=radius, class_=class_)
     corners: dict[str, Callable[[float], list[tuple[float, float]]]] = {
-        "square": lambda r: [(-r * 0.89, -r * 0.89), (r * 0.89, -r * 0.89), (r * 0.89, r * 0.89), (-r * 0.89, r * 0.89)],
+        "square": lambda r: [
+            (-r * 0.89, -r * 0.89),
+            (r * 0.89, -r * 0.89),
+            (r * 0.89, r * 0.89),
+            (-r * 0.89, r * 0.89),
+        ],
         "diamond": lambda r: [(0, -r * 1.25), (r * 1.25, 0), (0, r * 1.25), (-r * 1.25, 0)],
         "triangle": lambda r: [(0, -r * 1.35), (r * 1.17, r * 0.67), (-r * 1.17, r * 0.67)],
     }
@@ -124,7 +129,7 @@ def scale_of(
 
     With `zero` it begins at 0, so that lengths may be compared.
     """
-    known = [float(v) for v in values if v is not None and math.isfinite(v) and (v > 0 or not log)]
+    known = [float(v) for v in values if v is not None and math.isfinite(v) and (v > 1e-250 or not log)]
     if not known:
         return Scale(1.0 if log else 0.0, 10.0 if log else 1.0, start, end, log)
     low, high = min(known), max(known)
@@ -191,7 +196,7 @@ def _linear_ticks(low: float, high: float, most: int) -> list[float]:
 
 def _log_ticks(low: float, high: float) -> list[float]:
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    steps = (1, 2, 5) if last - first <= 3 else (1,)
+    steps = (1, 2, 5) if high / low <= 1e3 else (1,)
     found = [factor * 10.0**power for power in range(first, last + 1) for factor in steps]
     return [value for value in found if low <= value <= high]
 

@@ -1,4 +1,4 @@
-"""The damage's tail: how far answers lie from the baseline's in the middle, and in the worst rows, which a mean hides."""
+"""The damage's tail: how far answers lie from the baseline's in the middle and in the worst rows."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ def tails(result: Result) -> list[dict[str, Any]]:
         )
     )
     drawn = []
-    for distance in sorted(distances, key=lambda one: (one not in _TITLES, list(_TITLES).index(one) if one in _TITLES else 0)):
+    for distance in sorted(
+        distances, key=lambda one: (one not in _TITLES, list(_TITLES).index(one) if one in _TITLES else 0)
+    ):
         found = find_tails(result, distance)
         title = _TITLES.get(distance, distance.replace("_", " "))
         if found and any(value > NOISE for one in found for _, _, value in one.points):
@@ -62,7 +64,9 @@ def find_tails(result: Result, distance: str) -> list[Tail]:
     for one in result.artifacts:
         spread = _fidelity(one, "baseline").get(distance) or {}
         points = tuple(
-            (what, shape, float(spread[key])) for key, what, shape in POINTS if isinstance(spread.get(key), (int, float))
+            (what, shape, float(spread[key]))
+            for key, what, shape in POINTS
+            if isinstance(spread.get(key), (int, float))
         )
         if points:
             found.append(Tail(one["name"], points))
@@ -100,7 +104,9 @@ def _rows(result: Result, distance: str) -> list[list[str]]:
             over = result.baseline if role == "baseline" else result.parent(one["name"])
             if role == "parent" and over == result.baseline:
                 continue
-            values = [number(spread.get(key), 3) if key in spread else "" for key in ("mean", "median", "p99", "p999", "max")]
+            values = [
+                number(spread.get(key), 3) if key in spread else "" for key in ("mean", "median", "p99", "p999", "max")
+            ]
             rows.append([one["name"], str(over), *values])
     return rows
 

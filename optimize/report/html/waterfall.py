@@ -12,8 +12,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from optimize.report.html.reading import Result
 from optimize.report.html.svg import CHARACTER, WIDTH, join, line, picture, rect, scale_of, words, x_axis
-from optimize.report.html.words import in_unit, interval, milliseconds, number, round_milliseconds, short, time_words
-from optimize.report.table import megabytes
+from optimize.report.html.words import (
+    bytes_words,
+    in_unit,
+    interval,
+    milliseconds,
+    number,
+    round_milliseconds,
+    short,
+    time_words,
+)
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -73,7 +81,7 @@ def waterfalls(result: Result) -> list[dict[str, Any]]:
         (metric, metric, None, number, False) for metric in result.qualities[:1]
     ]
     quantities += [(time_words(phase, at), phase, at, milliseconds, True) for phase, at in result.times]
-    quantities.append(("size", "size", None, lambda v: "?" if v is None else megabytes(v), True))
+    quantities.append(("size", "size", None, bytes_words, True))
     drawn = []
     for index, (title, metric, setting, show, from_zero) in enumerate(quantities):
         steps = find_steps(result, metric, setting)
@@ -112,9 +120,7 @@ def find_steps(result: Result, metric: str, setting: str | None) -> list[Step]:
     return steps
 
 
-def _change(
-    result: Result, name: str, parent: str | None, metric: str, setting: str | None
-) -> tuple[Trend, str]:
+def _change(result: Result, name: str, parent: str | None, metric: str, setting: str | None) -> tuple[Trend, str]:
     """Better or worse only where an interval says so."""
     found = result.compared(name, parent, metric, setting)
     if found is None and metric == "size" and parent:
@@ -126,6 +132,8 @@ def _change(
     nothing = 0.0 if found["unit"] == "difference" else 1.0
     exact = low is not None and low == high
     text = in_unit(found["estimate"], found["unit"]) + ("" if exact else f" {interval(found['ci'], found['unit'])}")
+    if exact and found["unit"] != "difference" and 0.995 < low < 1.005 and low != nothing:
+        text = f"{low:.4f}×"  # two digits would call it no change
     higher = found["unit"] == "speedup" or (found["unit"] == "difference" and result.higher_is_better(metric))
     up, down = low is not None and low > nothing, high is not None and high < nothing
     if exact and low == nothing:
@@ -135,10 +143,8 @@ def _change(
     return ("better" if up == higher else "worse"), text
 
 
-def draw(
-    name: str, title: str, steps: Sequence[Step], show: Callable[[float | None], str], *, zero: bool
-) -> Markup:
-    """Bars from the parent's value to the artifact's own. With `zero` the axis begins there, and so does a root's bar."""
+def draw(name: str, title: str, steps: Sequence[Step], show: Callable[[float | None], str], *, zero: bool) -> Markup:
+    """Bars from the parent's value to the artifact's own; with `zero` a root's bar begins at 0."""
     height = ROW * len(steps) + 30
     # Small changes of a quality would not be seen on an axis from 0: there, bars are differences and no lengths.
     scale = scale_of([value for step in steps for value in (step.value, step.before)], 8, WIDTH - 8, zero=zero)

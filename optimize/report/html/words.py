@@ -6,6 +6,8 @@ import math
 import re
 from typing import Any
 
+from optimize.report.table import megabytes
+
 _HOSTILE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]"
 )
@@ -47,8 +49,6 @@ def times(value: float | None) -> str:
     """A ratio: `3.27×`."""
     if value is None or not math.isfinite(value):
         return "?"
-    if 0.995 < value < 1.005 and value != 1:
-        return f"{value:.4f}×"  # two digits would call it no change
     return f"{value:.2f}×" if value < 100 else f"{value:,.0f}×"
 
 
@@ -57,6 +57,11 @@ def milliseconds(value: float | None) -> str:
         return "?"
     digits = 0 if value >= 1000 else 1 if value >= 100 else 2 if value >= 1 else 3
     return f"{value:,.{digits}f} ms"
+
+
+def bytes_words(value: float | None) -> str:
+    """Bytes as people read them, also of an axis that begins at 0."""
+    return "?" if value is None else megabytes(value) if value else "0"
 
 
 def round_milliseconds(value: float) -> str:
