@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made import made_run
 
@@ -17,6 +17,7 @@ from optimize.report.html.reading import Result
 from optimize.report.html.svg import WIDTH
 
 number = st.floats(0.01, 1e4)
+unhurried = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 
 
 @pytest.fixture
@@ -36,6 +37,7 @@ def inside(drawn: object) -> ET.Element:
     return picture
 
 
+@unhurried
 @given(low=number, width=number, limit=number, side=st.sampled_from([1, -1]))
 def test_a_gates_picture_holds_interval_and_limit(low: float, width: float, limit: float, side: int) -> None:
     ci = (low, low + width)
@@ -72,6 +74,7 @@ def test_a_drop_is_drawn_as_a_limit_below_nothing(result: Result) -> None:
 # --- the trade --------------------------------------------------------------------------------------------------------
 
 
+@unhurried
 @given(
     st.lists(st.tuples(number, st.floats(0, 1), number, st.floats(0, 0.5), st.floats(0, 0.2)), min_size=1, max_size=11),
     st.lists(st.tuples(st.booleans(), number), max_size=3),
@@ -212,6 +215,7 @@ def test_layers_with_a_number_become_a_grid() -> None:
     assert grid.values == [[0.0, 0.0], [1.0, 1.0], [2.0, 2.0], [3.0, 3.0]]
 
 
+@unhurried
 @given(
     st.dictionaries(st.text(min_size=1, max_size=12), st.one_of(st.none(), st.floats(0, 1e6)), min_size=1, max_size=40)
 )
@@ -222,6 +226,7 @@ def test_any_layers_become_a_grid_that_holds_each(layers: dict[str, float | None
     inside(heatmap.draw("h", "title", grid, held))
 
 
+@unhurried
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20))
 def test_larger_values_are_never_drawn_as_smaller(values: list[float]) -> None:
     level = heatmap.levels(values)
@@ -253,6 +258,7 @@ def test_answers_of_every_task_have_words(given_: Any, said: tuple[str, str]) ->
     assert rows.answer(given_) == said
 
 
+@unhurried
 @given(st.lists(st.tuples(st.floats(-1, 1), st.floats(0, 1)), min_size=1, max_size=6))
 def test_a_forest_stays_in_its_frame(values: list[tuple[float, float]]) -> None:
     entries = [Entry(f"e{i}", at, (at - half, None if i == 1 else at + half)) for i, (at, half) in enumerate(values)]

@@ -58,7 +58,7 @@ def seen_of(folder: Path, **made: Any) -> Seen:
     return Seen(render(Result(made_run(folder, candidates=2, rows=4, **made), folder)))
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 @given(text=st.one_of(st.sampled_from(HOSTILE), st.text(min_size=1, max_size=40)))
 def test_text_from_outside_adds_no_markup_and_comes_back_as_text(text: str, tmp_path: Path) -> None:
     text = text.replace("\r", "\n").encode("utf-8", "replace").decode()  # what HTML and files do to every text

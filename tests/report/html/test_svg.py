@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ET
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from optimize.report.html import svg, words
@@ -13,8 +13,10 @@ from optimize.report.html.svg import Scale, mark, picture, scale_of, tag, whiske
 
 finite = st.floats(-1e12, 1e12, allow_nan=False)
 positive = st.floats(1e-9, 1e9)
+unhurried = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 
 
+@unhurried
 @given(values=st.lists(finite, min_size=1, max_size=8), zero=st.booleans())
 def test_a_scale_holds_its_values_in_their_order(values: list[float], zero: bool) -> None:
     scale = scale_of(values, 10, 350, zero=zero)
@@ -26,6 +28,7 @@ def test_a_scale_holds_its_values_in_their_order(values: list[float], zero: bool
         assert scale.low <= 0
 
 
+@unhurried
 @given(values=st.lists(positive, min_size=1, max_size=8))
 def test_a_logarithmic_scale_does_too(values: list[float]) -> None:
     scale = scale_of(values, 350, 10, log=True)  # upwards
@@ -34,6 +37,7 @@ def test_a_logarithmic_scale_does_too(values: list[float]) -> None:
     assert places == sorted(places, reverse=True)
 
 
+@unhurried
 @given(values=st.lists(finite, min_size=2, max_size=5), log=st.booleans(), most=st.integers(2, 8))
 def test_ticks_are_inside_and_rise(values: list[float], log: bool, most: int) -> None:
     scale = scale_of([abs(value) for value in values] if log else values, 0, 100, log=log)
@@ -56,6 +60,7 @@ def test_a_scale_of_nothing_much_still_draws(values: list[float | None], log: bo
     assert 0 <= scale(1.0) <= 100
 
 
+@unhurried
 @given(text=st.text(max_size=60))
 def test_text_of_elements_comes_back_as_it_went_in(text: str) -> None:
     element = ET.fromstring(str(tag("text", text, class_=text)))
@@ -70,6 +75,7 @@ def test_clean_takes_out_what_commands_and_what_turns_text_round_but_no_letters(
     assert words.clean(kept) == kept
 
 
+@unhurried
 @given(estimate=finite, half=st.floats(0, 1e6))
 def test_a_whisker_contains_its_estimate_and_stays_inside(estimate: float, half: float) -> None:
     scale = scale_of([estimate - half, estimate + half], 8, 352)
