@@ -164,9 +164,8 @@ _ERRORS = {
 
 
 def layers(details: Mapping[str, Any]) -> dict[str, Any] | None:
-    """{"title", "layers": {layer: {setting: value}}} of what a stage left in its artifact's details; None: nothing.
-
-    Values that are no finite number are None.
+    """{"title", "kept": layers that stay in float, "layers": {layer: {setting: value}}} of what a stage left in its
+    artifact's details; None: nothing. Values that are no finite number are None.
     """
     table = details.get("layers")
     if isinstance(table, list) and all(isinstance(row, Mapping) and "name" in row for row in table):
@@ -181,13 +180,16 @@ def layers(details: Mapping[str, Any]) -> dict[str, Any] | None:
             for layer, value in part["layers"].items():
                 given = value if isinstance(value, Mapping) else {str(part.get("distance") or name): value}
                 values[str(layer)] = {str(setting): _number(number) for setting, number in given.items()}
-            return _titled("sensitivity of the layers" if "distance" in part else name.replace("_", " "), values)
+            title = "sensitivity of the layers" if "distance" in part else name.replace("_", " ")
+            return _titled(title, values, details.get("kept"))
     return None
 
 
-def _titled(title: str, values: dict[str, dict[str, float | None]]) -> dict[str, Any] | None:
+def _titled(title: str, values: dict[str, dict[str, float | None]], kept: Any = None) -> dict[str, Any] | None:
     known = {layer: settings for layer, settings in values.items() if any(v is not None for v in settings.values())}
-    return {"title": title, "layers": known} if known else None
+    if not known:
+        return None
+    return {"title": title, "kept": [str(layer) for layer in kept or ()], "layers": known}
 
 
 def _number(value: Any) -> float | None:

@@ -85,6 +85,7 @@ def pareto(result: Result) -> list[dict[str, Any]]:
                 "picture": draw(f"pareto-{index}", points, lines, metric, time_words(phase, setting)),
                 "rows": [_table_row(result, point, metric, phase, setting) for point in points],
                 "metric": metric,
+                "less": not result.higher_is_better(metric),
                 "limits": [one.words for one in lines],
             }
         )
@@ -254,14 +255,16 @@ class _Labels:
         best, least = tries[0], math.inf
         for at in tries:
             box = self._box(*at, width)
-            outside = sum(max(0.0, v) for v in (2 - box[0], box[2] - WIDTH, TOP - box[1], box[3] - HEIGHT + BOTTOM))
+            outside = sum(
+                max(0.0, v) for v in (LEFT + 2 - box[0], box[2] - WIDTH, TOP - box[1], box[3] - HEIGHT + BOTTOM)
+            )
             cost = 50 * outside + sum(_overlap(box, other) for other in self.boxes)
             if cost < least - 1e-9:
                 best, least = at, cost
         self.boxes.append(self._box(*best, width))
         half = width / 2
         low, high = {"start": (0.0, width), "end": (width, 0.0), "middle": (half, half)}[best[2]]
-        return min(max(best[0], low), WIDTH - high), best[1], best[2]
+        return min(max(best[0], LEFT + low), WIDTH - high), best[1], best[2]
 
     @staticmethod
     def _box(x: float, y: float, anchor: str, width: float) -> tuple[float, float, float, float]:
