@@ -148,13 +148,17 @@ def test_a_run_without_sidecars_or_with_damaged_ones_is_drawn(tmp_path: Path) ->
 def test_what_it_is_held_against_and_what_is_acknowledged_are_shown(tmp_path: Path) -> None:
     document = made_run(tmp_path)
     document["against"] = {
-        "ref": "made@production", "name": "production", "version": 2, "digest": None, "run": None, "promoted_at": None,
-        "changed": {"recipe": [{"what": "stages.int8.bits", "before": 8, "after": 4}], "data": []}, "since": [],
-    }  # fmt: skip
+        "ref": "made@production",
+        "version": 2,
+        "promoted_at": None,
+        "changed": {"recipe": [{"what": "stages.int8.bits", "before": 8, "after": 4}], "data": []},
+        "since": [{"ref": "made@production~5", "version": 1}],
+    }
     document["gates"][0]["acknowledged"] = {"reason": "a new tokenizer", "expires": "2027-01-31", "location": "a:1"}
     text = "".join(Seen(render(Result(document, tmp_path))).text)
     assert "Against made@production" in text
     assert "stages.int8.bits" in text
+    assert "Also held against: made@production~5 (version 1)." in text
     assert "Acknowledged until 2027-01-31: a new tokenizer" in text
 
 
