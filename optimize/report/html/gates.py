@@ -131,7 +131,7 @@ def _margin(gate: Mapping[str, Any], unit: str) -> str:
         return change(margin).replace(".000", ".00") if abs(margin) < 0.0005 else _two(margin)
     if unit == "difference":
         return change(margin)
-    shown = _shower(gate["metric"], unit)(abs(margin))
+    shown: str = _shower(gate["metric"], unit)(abs(margin))
     return ("+" if margin >= 0 else "−") + shown
 
 
