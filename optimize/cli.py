@@ -228,6 +228,62 @@ def get(
 
 
 @app.command(cls=Verb)
+def history(
+    recipe: Annotated[str | None, typer.Option("--recipe", metavar="NAME", help="Runs of this recipe.")] = None,
+    artifact: Annotated[
+        str | None, typer.Option("--artifact", metavar="STAGE", help="With this stage, such as int8 or quantize.int8.")
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option("--metric", help="How this metric went on, such as accuracy, latency, size.")
+    ] = None,
+    since: Annotated[str | None, typer.Option("--since", metavar="WHEN", help="7d, 12h, 2w, or 2026-11-20.")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="The newest so many runs.")] = 20,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="First fill the database anew from the runs.")] = False,
+    import_: Annotated[
+        list[Path] | None, typer.Option("--import", metavar="FOLDER", help="First add runs from elsewhere. Repeatable.")
+    ] = None,
+    database: Annotated[
+        str | None,
+        typer.Option("--database", metavar="URL", help="Another database than the work folder's [$OPTIMIZE_HISTORY]."),
+    ] = None,
+    work: WorkFolder = None,
+    as_json: Json = False,
+) -> None:
+    """What ran, what came of it, and how a metric went on from run to run."""
+    from optimize.commands.history import drawn, look
+
+    found = look(
+        database, rebuild, import_ or (), recipe=recipe, artifact=artifact, metric=metric, since=since, limit=limit
+    )
+    emit({"schema": 1, **found}) if as_json else show(drawn(found))
+
+
+@app.command(cls=Verb)
+def track(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's id, its run.json, or `latest`.")],
+    to: Annotated[
+        list[str] | None,
+        typer.Option("--to", metavar="TRACKER", help="mlflow, tensorboard or wandb; by default what its recipe says."),
+    ] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting of --to, such as uri=http://127.0.0.1:5000."),
+    ] = None,
+    work: WorkFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Send a run to an experiment tracker, now or once more."""
+    from optimize.commands.track import send
+
+    sent = send(run, to or (), sets or ())
+    if as_json:
+        emit({"schema": 1, **sent})
+        return
+    for one in sent["sent"]:
+        say(f"{one['to']}: {one['where']}")
+
+
+@app.command(cls=Verb)
 def harness(
     reference: Annotated[str, typer.Argument(metavar="REF", help="NAME@ALIAS, a digest, or a folder.")],
     tasks: Annotated[str, typer.Option("--tasks", metavar="A,B", help="Tasks of lm-eval, such as arc_easy,hellaswag.")],

@@ -57,7 +57,7 @@ def compare(
         document["compared"] = {CANDIDATE: str(candidate), OVER: str(over)}
         subjects = {name: Subject(artifact, stage=artifact.format, cached=True) for name, artifact in pair.items()}
         document["artifacts"] = describe_artifacts(subjects, source=pair[OVER])
-        with recording(work, judged, document, sidecars, clock):
+        with recording(work, judged, document, sidecars, clock, progress):
             task = tasks.get(judged.model.task)
             with clock.on("sources"):
                 data = prepare(judged.data, task, work, judged.base)

@@ -52,7 +52,7 @@ def apply(
     progress = progress or Progress()
     document = new_document(recipe)
     sidecars: dict[str, Path] = {}
-    with recording(work, recipe, document, sidecars, clock), work.store.in_use():
+    with recording(work, recipe, document, sidecars, clock, progress), work.store.in_use():
         _carry_out(recipe, work, progress, clock, document, sidecars, remeasure=remeasure, promote=promote)
     return Run(document, work.runs / document["run"], work)
 

@@ -6,6 +6,8 @@ OptimizeError                      exit code 4
 ├── StageError                     a stage could not do its work
 ├── EvaluationError                an artifact could not be measured
 ├── StoreError                     stored bytes are damaged or a reference names nothing
+├── HistoryError                   the database of runs can't be read or written
+├── TrackingError                  a run could not be sent to a tracker
 └── RegistryError                  the registry is damaged or can't be written
     └── PromotionRefused           exit code 1
 
@@ -91,6 +93,14 @@ class EvaluationError(OptimizeError):
 
 class StoreError(OptimizeError):
     """A stored artifact is damaged, or a reference names nothing in the store."""
+
+
+class HistoryError(OptimizeError):
+    """The database of runs can't be read or written."""
+
+
+class TrackingError(OptimizeError):
+    """A run could not be sent to a tracker."""
 
 
 class RegistryError(OptimizeError):

@@ -17,9 +17,13 @@ from optimize.errors import RecipeError, StoreError
 
 if TYPE_CHECKING:
     from optimize.model import Model
+    from optimize.progress import Progress
     from optimize.recipe import Recipe
     from optimize.report.table import Table
     from optimize.work import Work
+
+
+INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -128,23 +132,31 @@ def new_document(recipe: Recipe) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def recording(
-    work: Work, recipe: Recipe, document: dict[str, Any], sidecars: Mapping[str, Path], clock: Clock
+    work: Work,
+    recipe: Recipe,
+    document: dict[str, Any],
+    sidecars: Mapping[str, Path],
+    clock: Clock,
+    progress: Progress | None = None,
 ) -> Iterator[None]:
-    """While this lasts, `document` and `sidecars` fill up; at its end they are on disk, whatever happened.
+    """While this lasts, `document` and `sidecars` fill up; at its end they are on disk, whatever happened, and in the
+    history; and sent to where the recipe says, unless somebody wants it to end.
 
-    Raises `StoreError` where they can't be written.
+    Raises `StoreError` where they can't be written to disk. That the other two fail is told to `progress` only.
     """
     from optimize.atomic import explain
+    from optimize.progress import Progress
 
     try:
         yield
     except BaseException as error:
         document["error"] = describe_error(error)
-        document["exit_code"] = getattr(error, "exit_code", 130 if isinstance(error, KeyboardInterrupt) else 4)
+        document["exit_code"] = getattr(error, "exit_code", INTERRUPTED if isinstance(error, KeyboardInterrupt) else 4)
         clock.write(document)
         error.document = document  # type: ignore[attr-defined]  # `--json` prints what was reached
         with contextlib.suppress(OSError):  # a full disk: the error itself matters more
             write_run(work, recipe, document, sidecars)
+            _pass_on(work, recipe, document, progress or Progress())
         raise
     clock.write(document)
     try:
@@ -152,6 +164,15 @@ def recording(
     except OSError as error:
         message, hint = explain(error, "writing run.json", work.runs)
         raise StoreError(message, hint=hint) from error
+    _pass_on(work, recipe, document, progress or Progress())
+
+
+def _pass_on(work: Work, recipe: Recipe, document: Mapping[str, Any], progress: Progress) -> None:
+    from optimize import history, track
+
+    history.record(work, document, lambda message: progress.warn("history", message))
+    if document["exit_code"] != INTERRUPTED:
+        track.send_all(recipe.track, work.runs / document["run"], progress)
 
 
 def describe_error(error: BaseException) -> dict[str, Any]:
@@ -195,11 +216,11 @@ def verdict_on(document: Mapping[str, Any], name: str) -> str | None:
 def run_documents(work: Work) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Every whole run of a work folder with its folder, the newest first."""
     for path in sorted(work.runs.glob("*/run.json"), reverse=True):
-        if document := _read(path):
+        if document := read_document(path):
             yield path.parent, document
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def read_document(path: Path) -> dict[str, Any] | None:
     """A run.json; None where there is none, or something else."""
     with contextlib.suppress(OSError, ValueError):
         document = json.loads(path.read_bytes())
@@ -230,7 +251,7 @@ def find_run(work: Work, reference: str) -> tuple[Path, dict[str, Any]]:
         if reference in ("latest", document["run"]):
             return folder, document
     path = Path(reference) / "run.json" if Path(reference).is_dir() else Path(reference)
-    if found := _read(path):
+    if found := read_document(path):
         return path.parent, found
     raise RecipeError(
         f"there is no run {reference!r}", location=str(work.runs), hint="`latest`, or the id that `apply` printed"
@@ -242,4 +263,5 @@ def recipe_of(folder: Path) -> Recipe:
     from optimize.recipe import load
 
     stored = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+    stored["recipe"].pop("track", None)  # what is looked at once more need not be sent once more
     return load(stored["recipe"], env=False, base=Path(stored["base"]))

@@ -24,6 +24,7 @@ from optimize.recipe.latency import Latency
 from optimize.recipe.limits import ABSOLUTE, RELATIVE
 from optimize.source.image import Image
 from optimize.stages import Entry
+from optimize.track import Target
 
 SOURCE = "source"
 """The reserved stage name of the source model."""
@@ -211,6 +212,8 @@ class Recipe:
     """None where the recipe was given as a mapping."""
     base: Path
     """The folder that relative paths start from: the recipe's, or the current one."""
+    track: tuple[Target, ...] = ()
+    """Where the result is sent."""
 
     def stage(self, name: str) -> Stage:
         """Raises `KeyError` where there is none."""
@@ -246,12 +249,14 @@ class Recipe:
             "evaluate": self.evaluate.model_dump(mode="json", exclude={"latency": senseless}),
             "gates": [gate.model_dump(mode="json", exclude_none=True) for gate in self.gates],
             "promote": self.promote.model_dump(mode="json") if self.promote else None,
+            **({"track": [target.document() for target in self.track]} if self.track else {}),
         }
 
     @cached_property
     def digest(self) -> str:
-        """`sha256:` of the normal form: comments, indents, order of keys and written-out defaults don't matter."""
-        return digest_of(self.document())
+        """`sha256:` of the normal form: comments, indents, order of keys and written-out defaults don't matter, nor
+        does where the result is sent."""
+        return digest_of({key: value for key, value in self.document().items() if key != "track"})
 
 
 def leaves_of(stages: Sequence[Stage], baseline: str) -> tuple[Stage, ...]:

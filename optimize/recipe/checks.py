@@ -24,6 +24,8 @@ from optimize.recipe.latency import Latency
 from optimize.recipe.limits import MEASURED, RELATIVE, USER_METRIC, limit_fault, measure_fault, measured_of
 from optimize.recipe.stages import MAX_STAGES, installed, read_stages
 from optimize.recipe.text import Text, Trail
+from optimize.recipe.track import read_track
+from optimize.track import Target
 
 MAX_GATES = 100
 
@@ -49,6 +51,9 @@ class Document(Block):
     """Limits that an artifact must keep to be promoted."""
     promote: dict[str, Any] | None = None
     """Give the passing artifact a version and an alias in the registry."""
+    track: str | dict[str, Any] | list[Any] | None = None
+    """Trackers that the result is sent to: `mlflow`, `tensorboard` or `wandb`, a block `{to: mlflow, ...}` with its
+    settings, or a list of these."""
 
 
 def check(text: Text, *, file: Path | None, base: Path) -> Recipe | None:
@@ -87,6 +92,7 @@ class _Parts:
     evaluate: Evaluate | None = None
     gates: tuple[tuple[int, Gate], ...] = ()
     promote: Promote | None = None
+    track: tuple[Target, ...] = ()
 
     def evaluate_with_gates(self) -> Evaluate:
         """The task's default metrics where none are asked for, and those that only a gate or `select` names."""
@@ -102,7 +108,7 @@ def _read_version_1(text: Text, top: dict[str, Any], file: Path | None, base: Pa
     document = read_block(text, Document, {"version": 1, **top}, ())
     parts = _Parts(text, top, base)
     for step in (
-        *(_read_model, _read_data, _read_chain, _read_evaluate, _read_gates, _read_promote),
+        *(_read_model, _read_data, _read_chain, _read_evaluate, _read_gates, _read_promote, _read_track),
         *(_check_model, _check_sources, _check_tasks, _check_baseline, _check_latency),
         *(_check_metrics, _check_gates, _check_promote),
     ):
@@ -121,6 +127,7 @@ def _read_version_1(text: Text, top: dict[str, Any], file: Path | None, base: Pa
         promote=parts.promote,
         file=file,
         base=base,
+        track=parts.track,
     )
 
 
@@ -202,6 +209,10 @@ def _read_promote(parts: _Parts) -> None:
     block = parts.top.get("promote")
     if isinstance(block, dict):
         parts.promote = read_block(parts.text, Promote, block, ("promote",))
+
+
+def _read_track(parts: _Parts) -> None:
+    parts.track = read_track(parts.text, parts.top.get("track"))
 
 
 def _check_model(parts: _Parts) -> None:
