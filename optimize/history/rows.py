@@ -143,7 +143,7 @@ def _text(value: Any) -> str | None:
 
 def _clean(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {_text(key): _clean(inner) for key, inner in value.items()}
+        return {_text(key): _clean(inner) for key, inner in sorted(value.items())}
     if isinstance(value, list | tuple):
         return [_clean(inner) for inner in value]
     return _text(value) if isinstance(value, str) else value

@@ -38,7 +38,8 @@ class Quantity:
 
 
 def quantities(document: Mapping[str, Any]) -> Iterator[Quantity]:
-    """In the order of the artifacts. What was not measured, or is no number, is left out."""
+    """By artifact and metric; the order of the document's keys, which are sorted on the disk, has no part in it. What was
+    not measured, or is no number, is left out."""
     for artifact in document["artifacts"]:
         yield from _of_artifact(artifact)
 
@@ -47,7 +48,7 @@ def _of_artifact(artifact: Mapping[str, Any]) -> Iterator[Quantity]:
     name = str(artifact["name"])
     yield Quantity(name, "size", None, "bytes", artifact["size_bytes"])
     yield Quantity(name, "bits_per_weight", None, "", artifact["bits_per_weight"])
-    for metric, score in artifact["scores"].items():
+    for metric, score in sorted(artifact["scores"].items()):
         if metric == "latency":
             for timed in score or ():
                 yield from _of_time(name, timed)
@@ -68,7 +69,7 @@ def _of_artifact(artifact: Mapping[str, Any]) -> Iterator[Quantity]:
 def _of_time(name: str, timed: Mapping[str, Any]) -> Iterator[Quantity]:
     phase = str(timed.get("phase", "latency"))
     setting = ",".join(f"{key}={timed[key]}" for key in SETTINGS if key in timed)
-    for key, value in timed.items():
+    for key, value in sorted(timed.items()):
         if key in (*SETTINGS, "phase", "samples") or not _is_number(value):
             continue
         unit = "ms" if key.endswith("_ms") else "1/s"
@@ -78,7 +79,7 @@ def _of_time(name: str, timed: Mapping[str, Any]) -> Iterator[Quantity]:
 
 def _numbers(value: Any, path: str) -> Iterator[tuple[str, float]]:
     if isinstance(value, Mapping):
-        for key, inner in value.items():
+        for key, inner in sorted(value.items()):
             if key != "n":
                 yield from _numbers(inner, f"{path}.{key}")
     elif _is_number(value):

@@ -72,6 +72,6 @@ def send(content: Content, config: Config, base: Path) -> str:
     for path in content.files:
         report.add_file(str(path))
     run.log_artifact(report)
-    where = run.url or f"{run.dir}, for `wandb sync`"
+    where = run.url or f"{Path(run.dir).parent}, for `wandb sync`"
     run.finish(exit_code=1 if content.failed else 0)
     return str(where)
