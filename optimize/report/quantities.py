@@ -38,8 +38,8 @@ class Quantity:
 
 
 def quantities(document: Mapping[str, Any]) -> Iterator[Quantity]:
-    """By artifact and metric; the order of the document's keys, which are sorted on the disk, has no part in it. What was
-    not measured, or is no number, is left out."""
+    """By artifact and metric, whatever the order of the document's keys (on the disk they are sorted). What was not
+    measured, or is no number, is left out."""
     for artifact in document["artifacts"]:
         yield from _of_artifact(artifact)
 
