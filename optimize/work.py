@@ -46,6 +46,11 @@ class Work:
         """One folder a run, with its `run.json`."""
         return self.root / "runs"
 
+    @property
+    def history(self) -> Path:
+        """The database of all runs, drawn from their `run.json`."""
+        return self.root / "history.db"
+
 
 def cache_folder() -> Path:
     """Where fetched wheels and hub files are kept, shared between projects (`OPTIMIZE_CACHE` moves it)."""

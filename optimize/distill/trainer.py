@@ -121,7 +121,8 @@ def progress(context: Context) -> Any:
 
 def _note_curve(folder: Path, step: int, logs: Mapping[str, float]) -> None:
     """A line of the training's curve, for trackers and reports. That it can't be written is no reason to stop."""
-    line = {"step": step, **{name: value for name, value in logs.items() if math.isfinite(value)}}
+    numbers = {name: one for name, one in logs.items() if isinstance(one, int | float) and math.isfinite(one)}
+    line = {**numbers, "step": step}
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / CURVES).open("a", encoding="utf-8") as file:

@@ -21,13 +21,9 @@ VARIABLE = "OPTIMIZE_HISTORY"
 Tell = Callable[[str], object]
 
 
-def file_of(work: Work) -> Path:
-    """The database of a work folder."""
-    return work.root / "history.db"
-
-
 def address_of(work: Work, given: str | None = None) -> str:
-    return given or os.environ.get(VARIABLE) or f"sqlite:///{file_of(work)}"
+    """The database that was asked for: by an option, by the variable, or the work folder's own."""
+    return given or os.environ.get(VARIABLE) or f"sqlite:///{work.history}"
 
 
 def record(work: Work, document: Mapping[str, Any], tell: Tell) -> None:
@@ -37,7 +33,7 @@ def record(work: Work, document: Mapping[str, Any], tell: Tell) -> None:
     from optimize.history.rows import rows_of
 
     try:
-        if not os.environ.get(VARIABLE) and quick.add(file_of(work), rows_of(document)):
+        if not os.environ.get(VARIABLE) and quick.add(work.history, rows_of(document)):
             return
         from optimize.history.database import opened
 

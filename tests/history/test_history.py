@@ -19,7 +19,7 @@ from written_runs import HOST, SETTING, document, failed, run_id, write
 
 from optimize import history
 from optimize.errors import HistoryError, RecipeError
-from optimize.history import catch_up, file_of, import_runs, open_history, quick, record
+from optimize.history import catch_up, import_runs, open_history, quick, record
 from optimize.history.database import opened
 from optimize.history.query import Filters, known, runs, spark, trend
 from optimize.history.rows import SCHEMA, TABLES, fingerprint_of, rows_of, started
@@ -72,11 +72,11 @@ def test_recording_twice_changes_nothing_and_the_last_word_counts(work: Work, to
     for one in (document(1), document(1), document(2)):
         write(work.runs, one) if not (work.runs / one["run"]).exists() else None
         record(work, one, told.append)
-    before = tables(file_of(work))
+    before = tables(work.history)
     record(work, document(2), told.append)
-    assert tables(file_of(work)) == before
+    assert tables(work.history) == before
     record(work, document(2, verdict="fail", exit_code=1), told.append)
-    assert [row[5] for row in tables(file_of(work))[TABLES[0]]] == ["pass", "fail"]
+    assert [row[5] for row in tables(work.history)[TABLES[0]]] == ["pass", "fail"]
     assert told == []
 
 
@@ -84,7 +84,7 @@ def test_the_first_write_catches_up(work: Work, told: list[str]) -> None:
     for number in range(3):
         write(work.runs, document(number))
     record(work, document(2), told.append)
-    assert len(tables(file_of(work))[TABLES[0]]) == 3
+    assert len(tables(work.history)[TABLES[0]]) == 3
 
 
 def _record_some(root: str, first: int) -> None:
@@ -104,7 +104,7 @@ def test_processes_write_at_once_without_loss(work: Work, capfd: Any) -> None:
         writer.join(120)
     assert [writer.exitcode for writer in writers] == [0, 0, 0]
     assert capfd.readouterr().err == ""
-    written = tables(file_of(work))
+    written = tables(work.history)
     assert len(written[TABLES[0]]) == 31
     assert len(written["optimize_gates"]) == 62
 
@@ -120,7 +120,7 @@ def test_the_end_of_a_run_imports_no_sqlalchemy(work: Work, told: list[str]) -> 
     given = json.dumps(document(2))
     done = subprocess.run(line, input=given, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "False\n"
-    assert len(tables(file_of(work))[TABLES[0]]) == 2
+    assert len(tables(work.history)[TABLES[0]]) == 2
 
 
 def write_document(work: Work, number: int, **changed: Any) -> dict[str, Any]:
@@ -145,14 +145,14 @@ ALL = [run_id(2), run_id(1), run_id(0)]
 
 
 def test_a_lost_database_is_made_again(filled: Work, told: list[str]) -> None:
-    file_of(filled).unlink()
+    filled.history.unlink()
     assert ids(filled, told.append) == ALL
     assert told == []
 
 
 @pytest.mark.parametrize("damage", ["no database", "first page", "middle", "cut"])
 def test_a_damaged_database_makes_room_for_a_new_one(filled: Work, told: list[str], damage: str) -> None:
-    path = file_of(filled)
+    path = filled.history
     found = path.read_bytes()
     spoiled = {
         "no database": b"not a database at all, but some text" * 30,
@@ -173,7 +173,7 @@ def test_a_locked_database_is_told_of_and_made_up_for(
 ) -> None:
     monkeypatch.setattr(quick, "BUSY_SECONDS", 0.05)
     monkeypatch.setattr("optimize.history.database.BUSY_SECONDS", 0.05)
-    with contextlib.closing(sqlite3.connect(file_of(filled), isolation_level=None)) as other:
+    with contextlib.closing(sqlite3.connect(filled.history, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         record(filled, write_document(filled, 3), told.append)
         (message,) = told
@@ -187,7 +187,7 @@ def test_a_locked_database_is_told_of_and_made_up_for(
 
 
 def test_a_database_that_cant_be_written(filled: Work, told: list[str]) -> None:
-    path = file_of(filled)
+    path = filled.history
     with contextlib.closing(sqlite3.connect(path)) as database:  # to root, modes say nothing
         database.execute("CREATE TRIGGER no BEFORE INSERT ON optimize_runs BEGIN SELECT RAISE(ABORT, 'readonly'); END")
     record(filled, write_document(filled, 3), told.append)
@@ -196,7 +196,7 @@ def test_a_database_that_cant_be_written(filled: Work, told: list[str]) -> None:
 
 
 def test_a_folder_in_its_place(work: Work, told: list[str]) -> None:
-    file_of(work).mkdir(parents=True)
+    work.history.mkdir(parents=True)
     record(work, write_document(work, 0), told.append)
     (message,) = told
     assert "unable to open database file" in message
@@ -205,7 +205,7 @@ def test_a_folder_in_its_place(work: Work, told: list[str]) -> None:
 
 def test_an_older_schema_is_filled_anew_and_loses_no_run(filled: Work, told: list[str]) -> None:
     """Also those whose folders are gone: the documents are in the database."""
-    path = file_of(filled)
+    path = filled.history
     with contextlib.closing(sqlite3.connect(path)) as database, database:
         database.execute("UPDATE optimize_schema SET version = 0")
         database.execute("DROP TABLE optimize_scores")
@@ -224,24 +224,24 @@ def test_an_older_schema_is_filled_anew_and_loses_no_run(filled: Work, told: lis
 
 
 def test_a_newer_schema_is_left_alone(filled: Work, told: list[str]) -> None:
-    with contextlib.closing(sqlite3.connect(file_of(filled))) as database, database:
+    with contextlib.closing(sqlite3.connect(filled.history)) as database, database:
         database.execute("UPDATE optimize_schema SET version = 99")
-    before = file_of(filled).read_bytes()
+    before = filled.history.read_bytes()
     record(filled, write_document(filled, 3), told.append)
     assert "has schema 99" in told[0]
-    assert file_of(filled).read_bytes() == before
+    assert filled.history.read_bytes() == before
     assert ids(filled, told.append)[0] == run_id(3)
 
 
 def test_a_rebuild_brings_back_what_run_json_says(filled: Work, told: list[str]) -> None:
-    before = tables(file_of(filled))
-    with contextlib.closing(sqlite3.connect(file_of(filled))) as database, database:
+    before = tables(filled.history)
+    with contextlib.closing(sqlite3.connect(filled.history)) as database, database:
         database.execute("UPDATE optimize_scores SET value = 0")
         database.execute("DELETE FROM optimize_gates")
     with open_history(filled, tell=told.append) as found:
         found.renew()
         catch_up(found, filled, everything=True)
-    assert tables(file_of(filled)) == before
+    assert tables(filled.history) == before
 
 
 def test_an_address_that_leads_nowhere(work: Work, told: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,7 +354,7 @@ def test_hostile_text_is_kept_out_of_no_database(work: Work, told: list[str]) ->
         (one,) = found.read(lambda session: runs(session, Filters()))
     assert one["recipe"] == "a\N{REPLACEMENT CHARACTER}b"
     assert "DROP TABLE" in one["error"]
-    assert quick.add(file_of(work), rows_of(hostile))
+    assert quick.add(work.history, rows_of(hostile))
 
 
 def test_when_a_run_began() -> None:
@@ -436,7 +436,7 @@ def test_nothing_in_a_run_commands_the_terminal(work: Work, optimize: Any) -> No
 def test_the_users_variable_is_heard(work: Work, tmp_path: Path, told: list[str], monkeypatch: Any) -> None:
     monkeypatch.setenv(history.VARIABLE, f"sqlite:///{tmp_path}/shared.db")
     record(work, write_document(work, 0), told.append)
-    assert not file_of(work).exists()
+    assert not work.history.exists()
     assert len(tables(tmp_path / "shared.db")[TABLES[0]]) == 1
     assert os.environ[history.VARIABLE]
     assert told == []

@@ -17,7 +17,7 @@ from written_runs import SETTING, document, failed, run_id, write
 
 from optimize import history
 from optimize.errors import HistoryError
-from optimize.history import catch_up, file_of, open_history, record
+from optimize.history import catch_up, open_history, record
 from optimize.history.database import opened
 from optimize.history.query import Filters, runs, trend
 from optimize.work import Work
@@ -86,7 +86,7 @@ def test_runs_and_trends(work: Work, address: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv(history.VARIABLE, address)
     for one in (document(1, p50_ms=6.0), document(1, p50_ms=6.0), failed(2, "a\0b")):
         record(work, one, told.append)
-    assert not file_of(work).exists()
+    assert not work.history.exists()
     with open_history(work, tell=told.append) as found:
         listed = found.read(lambda session: runs(session, Filters()))
         (series,) = found.read(lambda session: trend(session, Filters(artifact="int8"), "latency"))
