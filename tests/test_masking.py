@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimize.masking import holds_secret, masked
@@ -41,6 +41,7 @@ def test_what_holds_none(address: str) -> None:
 letters = st.text("abcdefgXYZ019._~!$'()*+,;=%-", min_size=3, max_size=40)
 
 
+@settings(deadline=None)
 @given(letters.filter(lambda text: "***" not in text), st.text(max_size=20))
 def test_whatever_the_password(password: str, before: str) -> None:
     address = f"https://ada:{password}@host/path"

@@ -21,9 +21,9 @@ VARIABLE = "OPTIMIZE_HISTORY"
 Tell = Callable[[str], object]
 
 
-def address_of(work: Work, given: str | None = None) -> str:
+def address_of(work: Work, given: str | None = None) -> str | Path:
     """The database that was asked for: by an option, by the variable, or the work folder's own."""
-    return given or os.environ.get(VARIABLE) or f"sqlite:///{work.history}"
+    return given or os.environ.get(VARIABLE) or work.history
 
 
 def record(work: Work, document: Mapping[str, Any], tell: Tell) -> None:

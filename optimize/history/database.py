@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ from sqlalchemy.pool import StaticPool
 from optimize.errors import HistoryError
 from optimize.history.models import Base, Run, Schema
 from optimize.history.quick import BUSY_SECONDS
-from optimize.history.rows import SCHEMA, TABLES, rows_of
+from optimize.history.rows import SCHEMA, TABLES, Rows, rows_of
 from optimize.masking import masked
 
 T = TypeVar("T")
@@ -35,7 +35,7 @@ class History:
     address's password. `tell` hears of what a person should know.
     """
 
-    def __init__(self, address: str, tell: Callable[[str], object] = lambda message: None) -> None:
+    def __init__(self, address: str | Path, tell: Callable[[str], object] = lambda message: None) -> None:
         self.address, self.tell = address, tell
         self.fresh = False
         """Whether the tables were made just now."""
@@ -64,17 +64,15 @@ class History:
 
     def add(self, documents: Iterable[Mapping[str, Any]]) -> int:
         """Write runs over what is there of them; how many. What is no `run.json` is told of and left out."""
-        count = 0
+        found: list[Rows] = []
         for document in documents:
             try:
-                rows = rows_of(document)
+                found.append(rows_of(document))
             except _NOT_A_RUN as error:
                 name = document.get("run") if isinstance(document, Mapping) else None
                 self.tell(f"{name!r} is no run.json of schema 1 ({type(error).__name__}: {error}); it is left out")
-                continue
-            self._retried(lambda rows=rows: self._write(rows))  # type: ignore[misc]
-            count += 1
-        return count
+        self._retried(lambda: self._write(found))
+        return len(found)
 
     def check(self) -> None:
         """Look for damage in a SQLite file before it is relied on."""
@@ -85,9 +83,10 @@ class History:
         """Make the tables anew and fill them from the documents in them, the only thing that is no copy."""
         self._retried(lambda: self._prepare(anew=True))
 
-    def _write(self, rows: Mapping[str, list[dict[str, Any]]]) -> None:
+    def _write(self, found: Sequence[Rows]) -> None:
         with self._engine.begin() as connection:
-            _insert(connection, rows)
+            for rows in found:
+                _insert(connection, rows)
 
     def _prepare(self, anew: bool = False) -> None:
         if not anew and self._version() == SCHEMA:
@@ -174,7 +173,7 @@ class History:
         url = getattr(self, "_url", None)
         said = " ".join(str(getattr(error, "orig", None) or error).split())
         password = url.password if url is not None else None
-        said = masked(said, self.address, secrets=[str(password)] if password else ())
+        said = masked(said, str(self.address), secrets=[str(password)] if password else ())
         if isinstance(error, ImportError):
             return HistoryError(
                 f"the database needs a library that is not installed: {said}",
@@ -188,8 +187,8 @@ class History:
 
 
 @contextlib.contextmanager
-def opened(address: str, tell: Callable[[str], object] = lambda message: None) -> Iterator[History]:
-    """The database of a SQLAlchemy address. Raises `HistoryError`."""
+def opened(address: str | Path, tell: Callable[[str], object] = lambda message: None) -> Iterator[History]:
+    """The database of a SQLAlchemy address, or in an SQLite file. Raises `HistoryError`."""
     history = History(address, tell)
     try:
         yield history
@@ -197,7 +196,9 @@ def opened(address: str, tell: Callable[[str], object] = lambda message: None) -
         history.close()
 
 
-def _parsed(address: str) -> URL:
+def _parsed(address: str | Path) -> URL:
+    if isinstance(address, Path):
+        return URL.create("sqlite", database=str(address))  # whatever characters its folders have
     url = make_url(address)
     # Which driver, where the address does not say: the one that the extra installs.
     return url.set(drivername="postgresql+psycopg") if url.drivername in ("postgresql", "postgres") else url
@@ -225,7 +226,7 @@ def _version(connection: Connection) -> int | None:
     return connection.scalar(select(Schema.version))
 
 
-def _insert(connection: Connection, rows: Mapping[str, list[dict[str, Any]]]) -> None:
+def _insert(connection: Connection, rows: Rows) -> None:
     tables = Base.metadata.tables
     (run,) = (row["run"] for row in rows[TABLES[0]])
     for name in reversed(TABLES):

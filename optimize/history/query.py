@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from sqlalchemy import Select, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from optimize.history.models import Artifact, Run, Score
 from optimize.report.quantities import HOST_BOUND
@@ -39,8 +39,9 @@ def trend(session: Session, filters: Filters, metric: str) -> list[dict[str, Any
     A series is one artifact of one recipe at one setting, and of times and memory also on one host, since those of two
     hosts can't be compared.
     """
-    chosen = {one.run: one for one in session.scalars(_chosen(filters, metric))}
-    asked = select(Score).where(Score.metric == metric, Score.run.in_(list(chosen)))
+    asked_for = _chosen(filters, metric)
+    chosen = {one.run: one for one in session.scalars(asked_for.options(defer(Run.document)))}
+    asked = select(Score).where(Score.metric == metric, Score.run.in_(asked_for.with_only_columns(Run.run)))
     if filters.artifact is not None:
         asked = asked.where(or_(Score.artifact == filters.artifact, Score.stage == filters.artifact))
     series: dict[tuple[Any, ...], dict[str, Any]] = {}

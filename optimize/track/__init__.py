@@ -90,8 +90,8 @@ def send_all(targets: Sequence[Target], folder: Path, progress: Progress) -> Non
         progress.start(name, "sending the run")
         try:
             where = send(folder, target)
-        except TrackingError as error:
+        except (TrackingError, OSError) as error:  # the second where no process can be started
             progress.fail(name)
-            progress.warn(name, f"{error.message}; `optimize track {folder.name}` sends it again")
+            progress.warn(name, f"{error}; `optimize track {folder.name}` sends it again")
         else:
             progress.finish(name, seconds=time.perf_counter() - began, text=where)

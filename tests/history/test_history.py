@@ -340,6 +340,14 @@ def test_runs_from_elsewhere(work: Work, tmp_path: Path, told: list[str]) -> Non
     assert ids(work, told.append) == [run_id(1), run_id(0)]
 
 
+def test_a_folder_of_any_name(tmp_path: Path, told: list[str]) -> None:
+    work = Work(tmp_path / "a%41 b?c=d#e ä")
+    record(work, write_document(work, 0), told.append)
+    assert work.history.is_file()
+    assert ids(work, told.append) == [run_id(0)]
+    assert told == []
+
+
 def test_asking_an_empty_folder_makes_nothing(work: Work, told: list[str]) -> None:
     assert ids(work, told.append) == []
     assert not work.root.exists()

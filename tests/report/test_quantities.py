@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from written_runs import SETTING, document
 
@@ -44,6 +44,7 @@ scores = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text().filter(lambda name: name != "latency"), scores, max_size=4))
 def test_whatever_a_score_is_only_numbers_come_out(found: dict[str, object]) -> None:
     told = document()
