@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import secrets
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -67,7 +68,7 @@ class History:
         found: list[Rows] = []
         for document in documents:
             try:
-                found.append(rows_of(document))
+                found.append(_checked(rows_of(document)))
             except _NOT_A_RUN as error:
                 name = document.get("run") if isinstance(document, Mapping) else None
                 self.tell(f"{name!r} is no run.json of schema 1 ({type(error).__name__}: {error}); it is left out")
@@ -234,6 +235,21 @@ def _insert(connection: Connection, rows: Rows) -> None:
     for name, found in rows.items():
         if found:
             connection.execute(insert(tables[name]), found)
+
+
+def _checked(rows: Rows) -> Rows:
+    """Raises `TypeError` where a value is none that its column takes, so that one odd run keeps no other out."""
+    for name, found in rows.items():
+        for column in Base.metadata.tables[name].columns:
+            kind: Any = column.type.python_type
+            kinds = (int, float) if kind is float else kind
+            for row in found:
+                value = row[column.name]
+                if value is None and column.nullable:
+                    continue
+                if not isinstance(value, kinds) or (isinstance(value, float) and not math.isfinite(value)):
+                    raise TypeError(f"{column.name} is {value!r:.40}")
+    return rows
 
 
 def _documents(connection: Connection) -> list[dict[str, Any]]:
