@@ -12,7 +12,7 @@ from optimize.errors import EvaluationError, RecipeError
 from optimize.evaluate.gates import exit_code_of, verdict_of
 from optimize.model import find_artifact
 from optimize.planning import as_work
-from optimize.progress import Progress
+from optimize.progress import Progress, shown_in_notebooks
 from optimize.recipe import Recipe
 from optimize.run import Clock, Run, new_document, recipe_of, recording, run_documents
 from optimize.scoring import Scoring, Subject, describe_artifacts, describe_data
@@ -26,6 +26,7 @@ CANDIDATE, OVER = "candidate", "baseline"
 """The names of the two in `run.json` and in a gates file."""
 
 
+@shown_in_notebooks
 def compare(
     candidate: str | Path,
     over: str | Path,

@@ -17,7 +17,7 @@ from optimize.artifact import Artifact
 from optimize.context import Context
 from optimize.errors import OptimizeError, RecipeError, StageError
 from optimize.planning import Step, ancestors, as_recipe, as_work, decide, decide_source, resolve_config, sources
-from optimize.progress import Progress
+from optimize.progress import Progress, shown_in_notebooks
 from optimize.recipe import SOURCE, Recipe, Stage
 from optimize.run import Clock, Run, new_document, recording, write_run
 from optimize.scoring import Scoring, Subject, describe_artifacts, describe_data, gated_pairs
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from optimize.work import Work
 
 
+@shown_in_notebooks
 def apply(
     recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str],
     *,

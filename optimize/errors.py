@@ -37,6 +37,12 @@ class OptimizeError(Exception):
         text = f"{where}: {self.message}" if where else self.message
         return f"{text}\n  try: {self.hint}" if self.hint else text
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows: a message, as a terminal does."""
+        from optimize.commands.reporting import plain
+
+        return [f"{type(self).__name__}: {plain(self)}"]
+
 
 @dataclass(frozen=True)
 class Diagnostic:

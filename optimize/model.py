@@ -130,23 +130,10 @@ class Model:
         size = self.artifact.size_bytes / 1e6
         return f"<optimize.Model {self.name}: {self.artifact.format}, {size:.1f} MB, {self.artifact.digest[:19]}>"
 
-    def _repr_html_(self) -> str:
-        from html import escape
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        from optimize.notebook import shown
 
-        rows = {
-            "name": self.name,
-            "task": self.artifact.task["name"],
-            "format": self.artifact.format,
-            "size": f"{self.artifact.size_bytes / 1e6:.1f} MB",
-            "digest": self.artifact.digest[:19],
-            **{
-                metric: f"{score['value']:.4f}"
-                for metric, score in self.scores.items()
-                if isinstance(score, Mapping) and "value" in score
-            },
-        }
-        cells = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows.items())
-        return f"<table>{cells}</table>"
+        return shown.artifact(self.artifact, self.name, self.scores)
 
 
 def load(

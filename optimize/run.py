@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from optimize.errors import RecipeError, StoreError
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from optimize.model import Model
     from optimize.recipe import Recipe
     from optimize.report.table import Table
@@ -56,6 +58,39 @@ class Run:
                 return Model(self.work.store.open(described["digest"]), name=name, scores=described["scores"])
         raise KeyError(f"{name!r}; this run has {', '.join(self.names)}")
 
+    @property
+    def artifacts(self) -> DataFrame:
+        """A pandas frame: one row an artifact, with scores, intervals, times and size (`notebook/frames.py`)."""
+        from optimize.notebook import frames
+
+        return frames.artifacts(self.document)
+
+    @property
+    def comparisons(self) -> DataFrame:
+        """A pandas frame: one row a comparison, with the ends of its interval."""
+        from optimize.notebook import frames
+
+        return frames.comparisons(self.document)
+
+    @property
+    def gates(self) -> DataFrame:
+        """A pandas frame: one row a gate and artifact, with limit, margin and verdict."""
+        from optimize.notebook import frames
+
+        return frames.gates(self.document)
+
+    def plot(self, kind: str = "pareto", *, backend: str = "matplotlib", **options: Any) -> Any:
+        """A picture that shows itself in a notebook, as PNG; with `backend="plotly"`, plotly's own figure.
+
+        kind: `pareto` (quality over time; `metric`, `setting`), `intervals` (every comparison; `metric`), `waterfall`
+        (what each stage cost; `artifact`) or `layers` (what a stage found of each layer; `artifact`).
+
+        Raises `OptimizeError` where the run holds nothing to draw, and where the library is not installed.
+        """
+        from optimize.notebook.plotting import plot
+
+        return plot(self, kind, backend, **options)
+
     def table(self) -> Table:
         """The table that a terminal shows; in a notebook it shows itself."""
         from optimize.report.table import Table
@@ -74,6 +109,9 @@ class Run:
 
     def _repr_html_(self) -> str:
         return self.table()._repr_html_()
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        return {"text/plain": str(self), "text/html": self._repr_html_()}
 
 
 @dataclass

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -192,25 +192,39 @@ class Stage:
         return tuple(name for name in named if name is not None)
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """A checked recipe with every default filled in. Immutable."""
+_UNSAID: Any = None
 
-    version: int
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A checked recipe with every default filled in. Immutable.
+
+    `Recipe(name=..., model={...}, data={...}, stages=[...], ...)` takes the blocks as a file has them, as mappings or
+    as objects (`recipe/objects.py`), and raises `RecipeError` as `load` does.
+    """
+
     name: str
     model: Model
     data: DataConfig
     stages: tuple[Stage, ...]
-    baseline: str
+    version: int = 1
+    baseline: str = _UNSAID
     """A stage's name, or `source`."""
-    evaluate: Evaluate
+    evaluate: Evaluate = _UNSAID
     """Its `metrics` are resolved: the task's default where the recipe names none, and those that gates ask for."""
-    gates: tuple[Gate, ...]
-    promote: Promote | None
-    file: Path | None
-    """None where the recipe was given as a mapping."""
-    base: Path
+    gates: tuple[Gate, ...] = _UNSAID
+    promote: Promote | None = None
+    file: Path | None = None
+    """None where the recipe was written in Python."""
+    base: Path = _UNSAID
     """The folder that relative paths start from: the recipe's, or the current one."""
+
+    def __post_init__(self) -> None:
+        if self.base is None:  # nobody has checked it yet
+            said = {part.name: getattr(self, part.name) for part in fields(self)}
+            checked = load({name: value for name, value in said.items() if value is not None}, env=False)
+            for name in said:
+                object.__setattr__(self, name, getattr(checked, name))
 
     def stage(self, name: str) -> Stage:
         """Raises `KeyError` where there is none."""
@@ -252,6 +266,19 @@ class Recipe:
     def digest(self) -> str:
         """`sha256:` of the normal form: comments, indents, order of keys and written-out defaults don't matter."""
         return digest_of(self.document())
+
+    def save(self, path: str | PathLike[str]) -> Path:
+        """Write it as YAML, without what equals a default; `load` of the file gives the same digest.
+
+        Raises `RecipeError` where it names a file by a path that would lead elsewhere from there.
+        """
+        from optimize.atomic import write_bytes
+        from optimize.recipe.writing import check_movable, to_yaml
+
+        path = Path(path)
+        check_movable(self, path.absolute().parent)
+        write_bytes(path, to_yaml(self).encode())
+        return path
 
 
 def leaves_of(stages: Sequence[Stage], baseline: str) -> tuple[Stage, ...]:

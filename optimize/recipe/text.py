@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from os import PathLike, fspath
 from typing import Any
 
+from pydantic import BaseModel
+
 from optimize.errors import Diagnostic, RecipeError
 from optimize.recipe.diagnostics import render
 
@@ -95,7 +97,9 @@ class Text:
 
 
 def from_mapping(value: Any, file: str = "<recipe>") -> Text:
-    """Take a recipe that was made in Python; tuples become lists, paths strings."""
+    """Take a recipe that was made in Python; tuples become lists, paths strings, blocks what they say."""
+    from optimize.recipe.objects import written
+
     text = Text(file)
     count = 0
 
@@ -106,6 +110,8 @@ def from_mapping(value: Any, file: str = "<recipe>") -> Text:
             raise OverflowError
         if isinstance(item, PathLike):
             item = fspath(item)
+        if isinstance(item, BaseModel):
+            item = written(item)
         if isinstance(item, Mapping):
             for key in item:
                 if not isinstance(key, str):

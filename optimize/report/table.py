@@ -87,6 +87,9 @@ class Table:
         below = "".join(f"<p>{escape(text)}</p>" for text in (*self.notes, summary(self.document)))
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{below}"
 
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        return {"text/plain": str(self), "text/html": self._repr_html_()}
+
     @property
     def _metrics(self) -> list[str]:
         """The task's own, in the order of the first artifact that has them."""
