@@ -24,7 +24,7 @@ share of its output's energy that pruning changed (`error`), beside the same of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
@@ -38,11 +38,12 @@ from optimize.blockwise.blocks import Blocks
 from optimize.blockwise.finished import Finished
 from optimize.blockwise.lazy_weights import checkpoint_tensors, stored, write_checkpoint
 from optimize.blockwise.sequence import activation_bytes, change_layers, layer_rows, layers_inside, oriented, rounded
-from optimize.calibration import Calibration, calibration_batches
+from optimize.calibration import Calibration, as_inputs, calibration_batches
 from optimize.config import Block
 from optimize.context import Context
 from optimize.device import check_device
 from optimize.errors import StageError
+from optimize.notebook.layer_table import LayerTable
 from optimize.planning import resolve_config
 from optimize.prune import masks
 from optimize.prune.unstructured_layers import ByMagnitude, Pruner, described
@@ -53,7 +54,6 @@ from optimize.quiet import quiet
 if TYPE_CHECKING:
     from torch import nn
 
-    from optimize.tasks import Inputs
 
 VERSION = 1
 
@@ -182,18 +182,21 @@ def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
     )
 
 
-def apply_to(model: Any, config: Config, batches: Sequence[Inputs] = ()) -> list[dict[str, Any]]:
+def apply_to(model: Any, config: Config, batches: Iterable[Mapping[str, Any]] = ()) -> LayerTable:
     """Prune the weights of a model of transformers in place, where it lies and in its own type.
 
-    `batches` are model inputs, int64 [batch, length] each; magnitude needs none. Returns the table of layers.
+    `batches` are model inputs, int64 [batch, length] each, as arrays or tensors; magnitude needs none. Returns the
+    table of layers.
     """
+    batches = as_inputs(batches)
     if config.importance == "magnitude":
         layers, _ = _in_lists(model, config)
         weights = {name: oriented(layer) for name, layer in layers.items()}
         level = cut(weights.values, config.structure.sparsity) if config.global_pruning else None
         for weight in weights.values():
             weight.masked_fill_(below(weight, *level) if level else magnitude(weight.float(), config.structure), 0)
-        return [{"name": name, **described(weight)} for name, weight in weights.items()]
+        rows = [{"name": name, **described(weight)} for name, weight in weights.items()]
+        return LayerTable(rows, "pruned by magnitude")
     blocks = Blocks(model, None)
     layers, _ = layers_inside(model, blocks, config.targets, config.ignore)
     _check_widths(layers, config)
@@ -202,7 +205,7 @@ def apply_to(model: Any, config: Config, batches: Sequence[Inputs] = ()) -> list
         finished = Finished(Path(scratch), in_memory=True, device=model.device)
         sequential = config.true_sequential
         change_layers(blocks, layers, batches, pruner, finished, lambda *_: None, sequential=sequential)
-        return layer_rows(finished)
+        return LayerTable(layer_rows(finished), f"pruned by {config.importance}")
 
 
 def _in_lists(model: Any, config: Config) -> tuple[dict[str, nn.Module], list[str]]:

@@ -20,7 +20,7 @@ same of rounding to nearest (`rtn_error`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -35,11 +35,12 @@ from optimize.blockwise.blocks import Blocks
 from optimize.blockwise.finished import Finished
 from optimize.blockwise.lazy_weights import Stored, checkpoint_tensors, write_checkpoint
 from optimize.blockwise.sequence import activation_bytes, change_layers, layer_rows, layers_inside, oriented
-from optimize.calibration import Calibration, calibration_batches
+from optimize.calibration import Calibration, as_inputs, calibration_batches
 from optimize.config import Block
 from optimize.context import Context
 from optimize.device import check_device
 from optimize.errors import StageError
+from optimize.notebook.layer_table import LayerTable
 from optimize.planning import resolve_config
 from optimize.prune.masks import pruned_layers
 from optimize.quantize import checkpoint
@@ -152,12 +153,13 @@ def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
     )
 
 
-def apply_to(model: Any, config: Config, batches: Sequence[Inputs]) -> list[dict[str, Any]]:
+def apply_to(model: Any, config: Config, batches: Iterable[Mapping[str, Any]]) -> LayerTable:
     """Round the weights of a model of transformers in place, where it lies and in its own type.
 
-    `batches` are model inputs, int64 [batch, length] each. Returns the table of layers. The weights stay in float:
-    `run` is what stores them packed.
+    `batches` are model inputs, int64 [batch, length] each, as arrays or tensors. Returns the table of layers. The
+    weights stay in float: `run` is what stores them packed, and they stand for the same numbers.
     """
+    batches = as_inputs(batches)
     blocks = Blocks(model, None, head=_head(model) if config.lm_head else None)
     layers, _ = _chosen(model, blocks, config)
     if config.lm_head:  # the embedding that it may be tied to stays as it is
@@ -166,7 +168,7 @@ def apply_to(model: Any, config: Config, batches: Sequence[Inputs]) -> list[dict
     with TemporaryDirectory() as scratch, quiet(), threads(config.threads), blocks.opened(model.device):
         finished = Finished(Path(scratch), in_memory=True, device=model.device)
         _quantize(blocks, layers, batches, config, finished, lambda *_: None)
-        return layer_rows(finished)
+        return LayerTable(layer_rows(finished), f"GPTQ, {config.bits} bits")
 
 
 def _quantize(

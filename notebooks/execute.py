@@ -1,0 +1,51 @@
+"""Execute the notebooks in their order and in one work folder, and keep their outputs.
+
+    python notebooks/execute.py            # real figures, which takes minutes
+    python notebooks/execute.py 3 4        # some of them
+
+What tells only of the machine (times of execution, versions) is left out of the files. The tests do the same with
+`OPTIMIZE_NOTEBOOKS_SMALL`, and write nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbclient import NotebookClient
+
+HERE = Path(__file__).parent
+NOTEBOOKS = sorted(HERE.glob("*.ipynb"))
+SMALL = "OPTIMIZE_NOTEBOOKS_SMALL"
+
+
+def execute(path: Path, environment: dict[str, str], timeout: float) -> Any:
+    """The notebook with its outputs. Raises `CellExecutionError` where a cell fails."""
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(
+        notebook,
+        timeout=timeout,
+        kernel_name="python3",
+        record_timing=False,
+        resources={"metadata": {"path": str(path.parent)}},
+    )
+    client.execute(env={**os.environ, **environment})
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    return notebook
+
+
+def main(chosen: list[str]) -> None:
+    for path in NOTEBOOKS:
+        if not chosen or path.name.lstrip("0").split("-")[0] in chosen:
+            print(path.name, flush=True)
+            nbformat.write(execute(path, {}, timeout=7200), path)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
