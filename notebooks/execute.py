@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import nbformat
+from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
 
 HERE = Path(__file__).parent
@@ -22,13 +24,17 @@ NOTEBOOKS = sorted(HERE.glob("*.ipynb"))
 SMALL = "OPTIMIZE_NOTEBOOKS_SMALL"
 
 
-def execute(path: Path, environment: dict[str, str], timeout: float) -> Any:
-    """The notebook with its outputs. Raises `CellExecutionError` where a cell fails."""
+def execute(path: Path, environment: dict[str, str], timeout: float, more: Sequence[Any] = ()) -> Any:
+    """The notebook with its outputs, and with `more` cells behind its own.
+
+    Raises `CellExecutionError` where a cell fails, and `CellTimeoutError` where one takes more seconds than `timeout`.
+    """
     notebook = nbformat.read(path, as_version=4)
+    notebook.cells += more
     client = NotebookClient(
         notebook,
+        km=AsyncKernelManager(kernel_name="python3", transport="ipc"),  # no ports for others to listen at
         timeout=timeout,
-        kernel_name="python3",
         record_timing=False,
         resources={"metadata": {"path": str(path.parent)}},
     )
