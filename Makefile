@@ -1,7 +1,7 @@
 # Short names for what CONTRIBUTING.md describes.
 BIN := .venv/bin/
 
-.PHONY: quickstart test lint recipes support
+.PHONY: quickstart test lint recipes notebooks support
 
 quickstart: .venv
 	$(BIN)optimize apply recipes/quickstart.yaml
@@ -16,6 +16,9 @@ lint: .venv
 
 recipes: .venv  # every recipe, unshrunk; stops at the first that does not pass
 	set -e; for recipe in recipes/*.yaml; do $(BIN)optimize apply "$$recipe"; done
+
+notebooks: .venv  # executes them in full and keeps what they show
+	$(BIN)python notebooks/execute.py
 
 support: .venv  # the table in the README of what works with what
 	$(BIN)python -m optimize.support README.md
