@@ -29,7 +29,8 @@ def test_what_is_not_there_is_an_attribute_error(name: str) -> None:
 
 def test_nothing_heavy_is_imported() -> None:
     script = (
-        "import sys, optimize; optimize.quantize.gptq.Config(bits=3); optimize.prune.layers.Config(num_hidden_layers=2)\n"
+        "import sys, optimize\n"
+        "optimize.quantize.gptq.Config(bits=3), optimize.prune.layers.Config(num_hidden_layers=2)\n"
         "optimize.Recipe; print([name for name in sys.modules if name in "
         "('torch', 'numpy', 'pandas', 'matplotlib', 'plotly', 'IPython', 'transformers', 'sqlalchemy', 'fsspec')])"
     )

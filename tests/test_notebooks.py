@@ -30,9 +30,11 @@ PROBES = {
     "02-comparing-methods": """dict(
         reused=all(one["cached"] for one in first.document["artifacts"]), names=list(methods.names),
         flips=[one["details"]["flips"] for one in accuracy], differences=[one["estimate"] for one in accuracy],
-        n=accuracy[0]["n"], table=table, duel=[duel.names, len(duel.comparisons), duel.document["compared"]])""",
+        n=accuracy[0]["n"], table=table,
+        duel=[duel.names, len(duel.comparisons), duel.document["compared"]])""",
     "03-sensitivity-and-mixed-precision": """dict(
-        sensitivity=list(sensitivity), kept=details["kept"], layers=layers, chosen=details["sensitivity"], rows=rows)""",
+        sensitivity=list(sensitivity), kept=details["kept"], layers=layers, rows=rows,
+        chosen=details["sensitivity"])""",
     "04-language-models-4-bit": """dict(
         errors=errors.to_dict("list"), losses=losses, ratios=list(table.frame.ratio), verdict=run.verdict,
         perplexity=dict(run.artifacts.perplexity), sizes=dict(run.artifacts.size_bytes.astype(float)),
