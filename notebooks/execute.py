@@ -35,6 +35,7 @@ def execute(path: Path, environment: dict[str, str], timeout: float, more: Seque
         notebook,
         km=AsyncKernelManager(kernel_name="python3", transport="ipc"),  # no ports for others to listen at
         timeout=timeout,
+        startup_timeout=600,
         record_timing=False,
         resources={"metadata": {"path": str(path.parent)}},
     )
