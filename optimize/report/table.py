@@ -72,7 +72,12 @@ class Table:
         return text.getvalue().rstrip()
 
     def _repr_html_(self) -> str:
-        from html import escape
+        import html
+
+        from optimize.commands.reporting import plain
+
+        def escape(text: str) -> str:
+            return html.escape(plain(text))
 
         def drawn(cell: Cell) -> str:
             detail = " ".join(part for part in (cell.change, cell.interval) if part)

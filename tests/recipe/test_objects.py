@@ -44,14 +44,16 @@ def test_a_stage_has_a_name_and_a_parent(pico_recipe: dict[str, Any]) -> None:
         int8.Config(),
         optimize.stage(int8.Config(mode="static"), name="static", from_="onnx"),
     ]
-    recipe = Recipe(**{**pico_recipe, "stages": forked, "baseline": "teacher", "promote": Promote(alias="best")})
+    recipe = Recipe(
+        **{**pico_recipe, "stages": forked, "baseline": "teacher", "promote": Promote(alias="best", select="accuracy")}
+    )
     assert [(stage.name, stage.parent) for stage in recipe.stages] == [
         ("teacher", "source"),
         ("onnx", "teacher"),
         ("int8", "onnx"),
         ("static", "onnx"),
     ]
-    assert recipe.promote == Promote(alias="best")
+    assert recipe.promote == Promote(alias="best", select="accuracy")
 
 
 def test_the_environment_does_not_change_what_python_says(
