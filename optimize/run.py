@@ -111,7 +111,9 @@ class Run:
         return self.table()._repr_html_()
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        return {"text/plain": str(self), "text/html": self._repr_html_()}
+        from optimize.commands.reporting import plain
+
+        return {"text/plain": plain(self), "text/html": self._repr_html_()}
 
 
 @dataclass

@@ -137,6 +137,13 @@ class _Dumper(yaml.SafeDumper):
         super().increase_indent(flow, False)
 
 
+def _string(dumper: Any, value: str) -> Any:
+    """Line breaks of every kind are escaped: outside double quotes they would be folded."""
+    style = '"' if any(mark in value for mark in "\n\r\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+_Dumper.add_representer(str, _string)
 for _tag, _pattern in reader.SCALARS.items():
     _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _pattern, None)
 _Dumper.add_representer(
