@@ -1,0 +1,78 @@
+"""mkdocs' hook: pages that are read off the code and the repository's own texts, made while the site is built."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pages
+import reference
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parents[1]
+TEXTS = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "LICENSE": "license.md",
+}
+"""Files of the repository's root -> the pages that show them."""
+
+
+@cache
+def generated() -> dict[str, str]:
+    """Every page that is not written by hand: its path -> Markdown."""
+    made = {page: (ROOT / text).read_text(encoding="utf-8") for text, page in TEXTS.items()}
+    made["license.md"] = f"# Licence\n\n```text\n{made['license.md'].strip()}\n```\n"
+    return {
+        **{page: at_home(text, "") for page, text in made.items()},
+        **pages.stages(),
+        **pages.examples(ROOT / "recipes"),
+        "recipe-keys.md": pages.recipe_keys(),
+        "commands.md": reference.commands(),
+        "python.md": reference.python(),
+    }
+
+
+def at_home(text: str, folder: str) -> str:
+    """Links and pictures of a text in `folder` of the repository (`""`: its root; `docs/`), as the site has them."""
+
+    def moved(match: re.Match[str]) -> str:
+        before, target, after = match.groups()
+        if re.match(r"[a-z]+:|#", target):
+            return match[0]
+        path, mark, anchor = target.partition("#")
+        place = (ROOT / folder / path).resolve().relative_to(ROOT).as_posix()
+        if recipe := re.fullmatch(r"recipes/(.+)\.yaml", place):
+            place = f"docs/examples/{recipe[1]}.md"
+        place = TEXTS.get(place, place).removeprefix("docs/")
+        return f"{before}{place}{mark}{anchor}{after}"
+
+    return re.sub(r'(\]\(|(?:src|srcset|href)=")([^)"\s]+)(\)|")', moved, text)
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Put into the navigation what is made here, and every page of `docs/` that has no other place."""
+    nav: dict[str, list[Any]] = {
+        title: part for one in config.nav if isinstance(one, dict) for title, part in one.items()
+    }
+    named = {page for part in nav.values() for page in (part if isinstance(part, list) else [part])}
+    nav["Guides"] += sorted(path.name for path in (ROOT / "docs").glob("*.md") if path.name not in named)
+    made = generated()
+    for title, folder in {"Stages": "stages/", "Recipes": "examples/"}.items():
+        nav[title] += [page for page in made if page.startswith(folder) and page not in nav[title]]
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    for page, text in generated().items():
+        files.append(File.generated(config, page, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Links of hand-written pages that lead out of `docs/`, such as `../recipes/quickstart.yaml`."""
+    return markdown if page.file.generated_by else at_home(markdown, "docs/")
