@@ -28,7 +28,9 @@ ROOT = Path(__file__).parents[1]
 PICTURES = ROOT / "docs" / "pictures"
 THEMES = {"light": DEFAULT_TERMINAL_THEME, "dark": SVG_EXPORT_THEME}
 COLUMNS = 104
-VIEW = {"width": 1200, "height": 1000}
+WIDTH = 1200
+SHOWN = "trade"
+"""The one section of the report that is shown below its head; the whole page would be as long as this README."""
 COLOURS = 128
 
 
@@ -57,15 +59,19 @@ def _recipe(document: Mapping[str, Any]) -> str:
 
 
 def report(page: Path, theme: str, chromium: str) -> bytes:
-    """A PNG of the top of a report, in few colours so that it is small."""
+    """A PNG of a report's head and of the section `SHOWN`, in few colours so that it is small."""
     from PIL import Image
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        opened = browser.new_page(viewport=VIEW, color_scheme=theme, reduced_motion="reduce")  # type: ignore[arg-type]
+        view = {"width": WIDTH, "height": 400}
+        opened = browser.new_page(viewport=view, color_scheme=theme, reduced_motion="reduce")  # type: ignore[arg-type]
         opened.goto(page.absolute().as_uri())
-        taken = opened.screenshot()
+        others = opened.locator(f"section:not([aria-labelledby={SHOWN}])")
+        if opened.locator(f"section[aria-labelledby={SHOWN}]").count():
+            others.evaluate_all("sections => sections.forEach(section => section.remove())")
+        taken = opened.screenshot(full_page=True)
         browser.close()
     small = io.BytesIO()
     Image.open(io.BytesIO(taken)).convert("RGB").quantize(COLOURS).save(small, "PNG", optimize=True)

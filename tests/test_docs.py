@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -57,7 +58,7 @@ def generators() -> Iterator[tuple[ModuleType, ModuleType]]:
         yield importlib.import_module("pages"), importlib.import_module("reference")
     finally:
         sys.path.remove(str(DOCS))
-        for name in ("pages", "reference"):
+        for name in ("pages", "reference", "pictures"):
             sys.modules.pop(name, None)
 
 
@@ -206,6 +207,62 @@ def test_the_page_about_run_json_names_every_key() -> None:
     page = (DOCS / "run-json.md").read_text(encoding="utf-8")
     missing = [key for key in new_document(recipe.load(QUICKSTART)) if f"`{key}`" not in page]
     assert not missing
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+DOCUMENT: dict[str, Any] = {
+    "recipe": "minilm-sentiment",
+    "verdict": None,
+    "error": None,
+    "baseline": "sha256:1",
+    "artifacts": [
+        {
+            "digest": "sha256:1",
+            "name": "<script>\x1b[31m",
+            "size_bytes": 91_000_000,
+            "scores": {"accuracy": {"value": 0.8125, "ci": [0.8, 0.82], "n": 2560}},
+        }
+    ],
+    "comparisons": [],
+    "gates": [],
+}
+
+
+def test_the_picture_of_a_terminal_is_drawn_from_run_json(generators: tuple[ModuleType, ModuleType]) -> None:
+    from xml.etree import ElementTree
+
+    pictures = importlib.import_module("pictures")
+    drawn = {theme: pictures.terminal(DOCUMENT, theme) for theme in ("light", "dark")}
+    assert drawn["light"] != drawn["dark"]
+    for theme, svg in drawn.items():
+        told = "".join(ElementTree.fromstring(svg).itertext()).replace("\N{NO-BREAK SPACE}", " ")
+        assert "$ optimize apply recipes/quickstart.yaml" in told
+        assert "0.812" in told
+        assert "91.0 MB" in told
+        assert not re.search(r"https?://(?!www\.w3\.org|www\.textualize\.io)|@import|<script|url\(['\"]?http", svg)
+        assert pictures.terminal(DOCUMENT, theme) == svg
+
+
+def test_the_picture_of_a_report_is_small(tmp_path: Path, generators: tuple[ModuleType, ModuleType]) -> None:
+    import io
+
+    from PIL import Image
+
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if not chromium or find_spec("playwright") is None:
+        pytest.skip("no Chromium, or no playwright")
+    page = tmp_path / "report.html"
+    page.write_text(
+        "<style>body { background: white } @media (prefers-color-scheme: dark) { body { background: black } }"
+        "section { height: 300px }</style><section aria-labelledby='gates'></section><section aria-labelledby='trade'>",
+        encoding="utf-8",
+    )
+    pictures = importlib.import_module("pictures")
+    for theme, colour in {"light": (255, 255, 255), "dark": (0, 0, 0)}.items():
+        taken = Image.open(io.BytesIO(pictures.report(page, theme, chromium)))
+        assert taken.size == (pictures.WIDTH, 400)  # as high as the window, not as both sections
+        assert taken.convert("RGB").getpixel((5, 5)) == colour
 
 
 # --- what the written pages say ---------------------------------------------------------------------------------------
