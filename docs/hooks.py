@@ -73,6 +73,25 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def linked(markdown: str) -> str:
+    """A page at the top of the site, with every `verb: method` and `recipes/NAME.yaml` a link to its page."""
+    known = {
+        f"{entry.verb}: {entry.method}": f"stages/{pages.page_of(entry.verb, entry.method)}" for entry in pages.OURS
+    }
+    known |= {f"recipes/{path.name}": f"examples/{path.stem}.md" for path in pages.RECIPES.glob("*.yaml")}
+
+    def link(match: re.Match[str]) -> str:
+        target = known.get(match[1])
+        return f"[{match[0]}]({target})" if target else match[0]
+
+    fenced = re.split(r"(^```.*?^```$|^#.*?$)", markdown, flags=re.MULTILINE | re.DOTALL)
+    return "".join(
+        part if part.startswith(("```", "#")) else re.sub(r"(?<!\[)`([^`\n]+)`(?!\])", link, part) for part in fenced
+    )
+
+
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Links of hand-written pages that lead out of `docs/`, such as `../recipes/quickstart.yaml`."""
-    return markdown if page.file.generated_by else at_home(markdown, "docs/")
+    """Links of hand-written pages that lead out of `docs/`, such as `../recipes/quickstart.yaml`, and to stages."""
+    if page.file.generated_by is None:
+        markdown = at_home(markdown, "docs/")
+    return linked(markdown) if page.file.generated_by is None or page.file.src_uri in TEXTS.values() else markdown
