@@ -14,6 +14,7 @@ import yaml
 from optimize import runtimes, support, tasks
 from optimize.commands.stages import type_words, value_words
 from optimize.config import Block
+from optimize.data import DataConfig
 from optimize.recipe import Evaluate, Gate, Model, Promote
 from optimize.recipe.checks import Document
 from optimize.recipe.limits import MEASURED
@@ -22,6 +23,8 @@ from optimize.stages import VERBS, Entry, entries
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 OURS = tuple(entry for entry in entries() if entry.module.startswith("optimize."))
+BLOCKS: dict[str, type[Block]] = {"model": Model, "evaluate": Evaluate, "gates": Gate, "promote": Promote}
+"""Top-level keys of a recipe -> what may stand below them; `data` and `stages` are others in every recipe."""
 VERB_WORDS = {
     "distill": "trains: on labels, or on what a teacher says",
     "prune": "takes away what matters least",
@@ -245,9 +248,9 @@ def _users(verb: str, method: str) -> str:
 # --- recipes ----------------------------------------------------------------------------------------------------------
 
 
-def _stage_blocks(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def _stage_blocks(written: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """(verb, method, the rest) of each stage."""
-    for block in recipe["stages"]:
+    for block in written["stages"]:
         (verb,) = (key for key in block if key in VERBS)
         yield verb, block[verb], {key: value for key, value in block.items() if key != verb}
 
@@ -262,10 +265,10 @@ def examples(folder: Path) -> dict[str, str]:
     paths = {"quickstart": paths.pop("quickstart"), **paths}
     rows = []
     for name, path in paths.items():
-        recipe, text = read(path).value, path.read_text(encoding="utf-8")
+        written, text = read(path).value, path.read_text(encoding="utf-8")
         first = re.split(r"(?<=\.)\s", " ".join(_head(text).split("\n\n")[0].split()))[0]
-        chain = ", ".join(dict.fromkeys(f"`{verb}: {method}`" for verb, method, _ in _stage_blocks(recipe)))
-        rows.append((f"[{name}]({name}.md)", prose(first), recipe["model"]["task"], chain))
+        chain = ", ".join(dict.fromkeys(f"`{verb}: {method}`" for verb, method, _ in _stage_blocks(written)))
+        rows.append((f"[{name}]({name}.md)", prose(first), written["model"]["task"], chain))
     index = (
         "# Recipes that come along\n\n"
         "Each runs as it is, on real models and data of a package index: `optimize apply recipes/NAME.yaml`, or "
@@ -283,24 +286,24 @@ def _head(text: str) -> str:
 
 
 def _example(path: Path) -> str:
-    recipe, text = read(path).value, path.read_text(encoding="utf-8")
+    written, text = read(path).value, path.read_text(encoding="utf-8")
     head, body = _head(text), re.sub(r"\A(?:#.*\n)*", "", text)
     said = re.sub(
         r"(?m)(?:^ {2,}.+\n?)+", lambda found: f"```sh\n{textwrap.dedent(found[0]).strip()}\n```\n", f"{head}\n"
     )
     parent, rows = "the source model", []
-    for verb, method, rest in _stage_blocks(recipe):
+    for verb, method, rest in _stage_blocks(written):
         called = rest.pop("name", method)
         origin = {"source": "the source model"}.get(rest.get("from"), rest.pop("from", parent))
         rest.pop("from", None)
         settings = ", ".join(f"`{key}: {_flow(value)}`" for key, value in rest.items())
         rows.append((called, f"[`{verb}: {method}`](../stages/{page_of(verb, method)})", origin, settings))
         parent = called
-    gates = [_gate(gate, recipe.get("baseline", "source")) for gate in recipe.get("gates") or ()]
+    gates = [_gate(gate, written.get("baseline", "source")) for gate in written.get("gates") or ()]
     parts = [
         f"# {path.stem}",
         said.strip(),
-        f"Task: `{recipe['model']['task']}`. Baseline: `{recipe.get('baseline', 'source')}`.",
+        f"Task: `{written['model']['task']}`. Baseline: `{written.get('baseline', 'source')}`.",
         "## Its stages",
         table(("name", "stage", "takes what came of", "settings"), rows),
         "## What the result has to show",
@@ -330,29 +333,30 @@ def _flow(value: Any) -> str:
 
 def recipe_keys() -> str:
     """Every key that a recipe may have, but those of stages."""
-    from optimize.data import DataConfig
-
-    common = tuple(DataConfig.model_fields)
     parts = [
         "# Every key of a recipe",
         "[Recipes](recipes.md) explains them; this is the whole list. Stages have [their own pages](stages/index.md). "
         "`optimize schema` prints the same as a JSON Schema, for an editor.",
         "## Top level",
         fields(Document),
-        "## model",
-        fields(Model),
-        "## data",
-        "Keys that every task has:",
-        fields(DataConfig),
     ]
-    for name in tasks.TASKS:
-        task = tasks.get(name)
-        parts += [f"### data, of {name}", _metrics(task), fields(task.Data, but=common)]
-    parts += ["## evaluate", fields(Evaluate)]
-    parts += ["## gates", fields(Gate), f"Measured of every task: {', '.join(f'`{name}`' for name in MEASURED)}."]
-    parts += ["## promote", fields(Promote)]
+    for key in Document.model_fields:
+        if key == "data":
+            parts += ["## data", "Keys that every task has:", fields(DataConfig)]
+            parts += [part for name in tasks.TASKS for part in _data_of(name)]
+        elif key in BLOCKS:
+            parts += [f"## {key}", fields(BLOCKS[key])]
+    parts += [f"Gates may also ask for what is measured of every task: {', '.join(map(code, MEASURED))}."]
     parts += ["## Formats", _formats()]
     return "\n\n".join(parts) + "\n"
+
+
+def _data_of(name: str) -> Iterator[str]:
+    """What a task's rows have besides, and its metrics."""
+    task = tasks.get(name)
+    yield f"### data, of {name}"
+    yield _metrics(task)
+    yield fields(task.Data, but=DataConfig.model_fields)
 
 
 def _metrics(task: Any) -> str:

@@ -63,6 +63,21 @@ def cells(task: str) -> Iterator[Cell]:
         yield from (Cell(task, entry, format, mode) for format in given for mode in allowed)
 
 
+def methods() -> str:
+    """Markdown: a line for each method's module, with the formats it takes and gives."""
+    served: dict[str, list[Entry]] = {}
+    for entry in stages.entries():
+        if entry.module.startswith("optimize."):
+            served.setdefault(entry.module, []).append(entry)
+    lines = [["stage", "what it does", "takes", "gives"], ["---"] * 4]
+    for first, *others in sorted(served.values(), key=lambda found: stages.VERBS.index(found[0].verb)):
+        backend = f" ({first.backend})" if first.backend else ""
+        takes = dict.fromkeys(format for entry in (first, *others) for format in entry.takes)
+        gives = "the same" if others else first.gives
+        lines.append([f"`{first.verb}: {first.method}`{backend}", first.summary, ", ".join(takes), gives])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def table() -> str:
     """Markdown: a line for each task, a column for each format."""
     lines = [["task", *(f"`{format}`" for format in FORMATS)], ["---"] * (len(FORMATS) + 1)]
@@ -86,21 +101,6 @@ def _ways(format: str, known: list[Cell]) -> str:
         words = [(cell.entry.backend if several else cell.mode) or "" for cell in found]
         told.append(f"{method} ({', '.join(filter(None, words))})" if any(words) else method)
     return ", ".join(told)
-
-
-def methods() -> str:
-    """Markdown: a line for each method's module, with the formats it takes and gives."""
-    served: dict[str, list[Entry]] = {}
-    for entry in stages.entries():
-        if entry.module.startswith("optimize."):
-            served.setdefault(entry.module, []).append(entry)
-    lines = [["stage", "what it does", "takes", "gives"], ["---"] * 4]
-    for first, *others in sorted(served.values(), key=lambda found: stages.VERBS.index(found[0].verb)):
-        backend = f" ({first.backend})" if first.backend else ""
-        takes = dict.fromkeys(format for entry in (first, *others) for format in entry.takes)
-        gives = "the same" if others else first.gives
-        lines.append([f"`{first.verb}: {first.method}`{backend}", first.summary, ", ".join(takes), gives])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def write(path: Path) -> None:
