@@ -7,7 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import notebook_pages
 import pages
+import recipe_pages
 import reference
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -30,8 +32,9 @@ def generated() -> dict[str, str]:
     return {
         **{page: at_home(text, "") for page, text in made.items()},
         **pages.stages(),
-        **pages.examples(ROOT / "recipes"),
-        "recipe-keys.md": pages.recipe_keys(),
+        **recipe_pages.examples(),
+        **{page: at_home(text, "notebooks/") for page, text in notebook_pages.notebooks(ROOT / "notebooks").items()},
+        "recipe-keys.md": recipe_pages.recipe_keys(),
         "commands.md": reference.commands(),
         "python.md": reference.python(),
     }
@@ -48,6 +51,8 @@ def at_home(text: str, folder: str) -> str:
         place = (ROOT / folder / path).resolve().relative_to(ROOT).as_posix()
         if recipe := re.fullmatch(r"recipes/(.+)\.yaml", place):
             place = f"docs/examples/{recipe[1]}.md"
+        if notebook := re.fullmatch(r"notebooks/(.+)\.ipynb", place):
+            place = f"docs/notebooks/{notebook[1]}.md"
         place = TEXTS.get(place, place).removeprefix("docs/")
         return f"{before}{place}{mark}{anchor}{after}"
 
@@ -62,7 +67,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     named = {page for part in nav.values() for page in (part if isinstance(part, list) else [part])}
     nav["Guides"] += sorted(path.name for path in (ROOT / "docs").glob("*.md") if path.name not in named)
     made = generated()
-    for title, folder in {"Stages": "stages/", "Recipes": "examples/"}.items():
+    for title, folder in {"Stages": "stages/", "Recipes": "examples/", "Guides": "notebooks/"}.items():
         nav[title] += [page for page in made if page.startswith(folder) and page not in nav[title]]
     return config
 

@@ -58,7 +58,7 @@ def generators() -> Iterator[tuple[ModuleType, ModuleType]]:
         yield importlib.import_module("pages"), importlib.import_module("reference")
     finally:
         sys.path.remove(str(DOCS))
-        for name in ("pages", "reference", "pictures"):
+        for name in ("pages", "reference", "pictures", "notebook_pages"):
             sys.modules.pop(name, None)
 
 
@@ -207,6 +207,32 @@ def test_the_page_about_run_json_names_every_key() -> None:
     page = (DOCS / "run-json.md").read_text(encoding="utf-8")
     missing = [key for key in new_document(recipe.load(QUICKSTART)) if f"`{key}`" not in page]
     assert not missing
+
+
+def test_a_notebook_becomes_a_page(tmp_path: Path, generators: tuple[ModuleType, ModuleType]) -> None:
+    def output(**data: str) -> dict[str, Any]:
+        return {"output_type": "execute_result", "data": {key.replace("_", "/", 1): data[key] for key in data}}
+
+    cells = [
+        {"cell_type": "markdown", "source": ["# One\n", "\n", "Text."]},
+        {
+            "cell_type": "code",
+            "source": "run",
+            "outputs": [
+                {"output_type": "stream", "name": "stdout", "text": "said ``` so\n"},
+                output(text_html="<table>\n\n<tr></tr></table>", text_plain="a table"),
+                output(text_html="<script>1</script>", text_plain="1"),
+                output(image_png="iVBO\n", text_plain="<Figure>"),
+            ],
+        },
+    ]
+    (tmp_path / "01-one.ipynb").write_text(json.dumps({"cells": cells}), encoding="utf-8")
+    (page,) = importlib.import_module("notebook_pages").notebooks(tmp_path).values()
+    assert page == (
+        "# One\n\nText.\n\n```python\nrun\n```\n\n````text\nsaid ``` so\n````\n\n"
+        '<div class="output"><table>\n<tr></tr></table></div>\n\n```text\n1\n```\n\n'
+        '<img alt=" Figure " src="data:image/png;base64,iVBO">\n'
+    )
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
