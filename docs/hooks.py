@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from functools import cache
 from pathlib import Path
@@ -22,41 +23,53 @@ TEXTS = {
     "LICENSE": "license.md",
 }
 """Files of the repository's root -> the pages that show them."""
+SHOWN = {
+    **{re.escape(text): page for text, page in TEXTS.items()},
+    r"docs/(.+)": r"\1",
+    r"recipes/(.+)\.yaml": r"examples/\1.md",
+    r"notebooks/(.+)\.ipynb": r"notebooks/\1.md",
+}
+"""Files of the repository -> where they are in the site."""
+REPOSITORY = "https://github.com/optimize-workbench/optimize"
 
 
 @cache
 def generated() -> dict[str, str]:
     """Every page that is not written by hand: its path -> Markdown."""
-    made = {page: (ROOT / text).read_text(encoding="utf-8") for text, page in TEXTS.items()}
-    made["license.md"] = f"# Licence\n\n```text\n{made['license.md'].strip()}\n```\n"
+    texts = {page: (ROOT / text).read_text(encoding="utf-8") for text, page in TEXTS.items()}
+    texts["license.md"] = f"# Licence\n\n```text\n{texts['license.md'].strip()}\n```\n"
+    notebooks = notebook_pages.notebooks(ROOT / "notebooks")
     return {
-        **{page: at_home(text, "") for page, text in made.items()},
+        **{page: at_home(texts[page], source, page) for source, page in TEXTS.items()},
+        **{page: at_home(text, page.replace(".md", ".ipynb"), page) for page, text in notebooks.items()},
         **pages.stages(),
         **recipe_pages.examples(),
-        **{page: at_home(text, "notebooks/") for page, text in notebook_pages.notebooks(ROOT / "notebooks").items()},
         "recipe-keys.md": recipe_pages.recipe_keys(),
         "commands.md": reference.commands(),
         "python.md": reference.python(),
     }
 
 
-def at_home(text: str, folder: str) -> str:
-    """Links and pictures of a text in `folder` of the repository (`""`: its root; `docs/`), as the site has them."""
+def at_home(text: str, source: str, page: str) -> str:
+    """A text's links and pictures as `page` of the site has them; `source` is its file in the repository."""
 
     def moved(match: re.Match[str]) -> str:
         before, target, after = match.groups()
         if re.match(r"[a-z]+:|#", target):
             return match[0]
         path, mark, anchor = target.partition("#")
-        place = (ROOT / folder / path).resolve().relative_to(ROOT).as_posix()
-        if recipe := re.fullmatch(r"recipes/(.+)\.yaml", place):
-            place = f"docs/examples/{recipe[1]}.md"
-        if notebook := re.fullmatch(r"notebooks/(.+)\.ipynb", place):
-            place = f"docs/notebooks/{notebook[1]}.md"
-        place = TEXTS.get(place, place).removeprefix("docs/")
-        return f"{before}{place}{mark}{anchor}{after}"
+        place = (ROOT / source).parent.joinpath(path).resolve().relative_to(ROOT).as_posix()
+        return f"{before}{_address(place, page)}{mark}{anchor}{after}"
 
     return re.sub(r'(\]\(|(?:src|srcset|href)=")([^)"\s]+)(\)|")', moved, text)
+
+
+def _address(place: str, page: str) -> str:
+    """Where a file of the repository is for a page: elsewhere in the site, or on the host."""
+    for pattern, shown in SHOWN.items():
+        if match := re.fullmatch(pattern, place):
+            return posixpath.relpath(match.expand(shown), posixpath.dirname(page) or ".")
+    return f"{REPOSITORY}/blob/main/{place}"
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -65,7 +78,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         title: part for one in config.nav if isinstance(one, dict) for title, part in one.items()
     }
     named = {page for part in nav.values() for page in (part if isinstance(part, list) else [part])}
-    nav["Guides"] += sorted(path.name for path in (ROOT / "docs").glob("*.md") if path.name not in named)
+    written = sorted(path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md"))
+    nav["Guides"] += [page for page in written if page not in named]
     made = generated()
     for title, folder in {"Stages": "stages/", "Recipes": "examples/", "Guides": "notebooks/"}.items():
         nav[title] += [page for page in made if page.startswith(folder) and page not in nav[title]]
@@ -97,6 +111,7 @@ def linked(markdown: str) -> str:
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Links of hand-written pages that lead out of `docs/`, such as `../recipes/quickstart.yaml`, and to stages."""
-    if page.file.generated_by is None:
-        markdown = at_home(markdown, "docs/")
-    return linked(markdown) if page.file.generated_by is None or page.file.src_uri in TEXTS.values() else markdown
+    file = page.file
+    if file.generated_by is None:
+        markdown = at_home(markdown, f"docs/{file.src_uri}", file.src_uri)
+    return linked(markdown) if "/" not in file.src_uri else markdown

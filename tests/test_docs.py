@@ -27,7 +27,7 @@ from optimize.config import Block
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
 OURS = [entry for entry in stages.entries() if entry.module.startswith("optimize.")]
 SEE = "(?:recipes|benchmarks|docs|optimize|tests|notebooks)/"
 
