@@ -421,7 +421,9 @@ def test_yaml_in_the_pages_has_keys_and_values_of_the_schema(text: str, page: Pa
 
     read = parse(text.encode(), page.name)
     assert not read.diagnostics
-    value = read.value if isinstance(read.value, dict) else {"stages": read.value}
+    value = read.value
+    if isinstance(value, list):
+        value = {"stages": value} if set(value[0]) & set(stages.VERBS) else {"steps": value}
     if not set(value) <= set(schema["properties"]):
         assert not set(value) & {"model", "evaluate", "gates"}
         return
