@@ -11,15 +11,18 @@ from typing import Any
 import yaml
 from pages import OURS, RECIPES, code, fields, page_of, prose, stage_blocks, table
 
-from optimize import runtimes, tasks
+from optimize import recipe, runtimes, tasks
 from optimize.config import Block
 from optimize.data import DataConfig
-from optimize.recipe import Evaluate, Gate, Model, Promote
 from optimize.recipe.checks import Document
 from optimize.recipe.limits import MEASURED
 from optimize.recipe.reader import read
 
-BLOCKS: dict[str, type[Block]] = {"model": Model, "evaluate": Evaluate, "gates": Gate, "promote": Promote}
+BLOCKS: dict[str, type[Block]] = {
+    key: getattr(recipe, name)
+    for key in Document.model_fields
+    if hasattr(recipe, name := {"gates": "Gate"}.get(key, key.title()))
+}
 """Top-level keys of a recipe -> what may stand below them; `data` and `stages` are others in every recipe."""
 
 

@@ -311,7 +311,9 @@ def test_links_and_files_that_a_page_names_are_there(page: Path) -> None:
         elif anchor and found.suffix == ".md":
             headings = re.findall(r"^#+ (.+)$", without_fences(found.read_text(encoding="utf-8")), re.MULTILINE)
             broken += [target] * (anchor not in map(slug, headings))
-    broken += [name for name in re.findall(rf"(?<![\w/.-]){SEE}[\w/.-]*\w", text) if not (ROOT / name).exists()]
+    named = re.findall(rf"(?<![\w/.-]){SEE}[\w/.-]*\w", without_fences(text))
+    commands = (name for found in fences(text) for name in re.findall(rf"python ({SEE}[\w/.-]*\w)", found[2]))
+    broken += [name for name in (*named, *commands) if not (ROOT / name).exists()]
     recipes = re.findall(r"`(?:recipes/)?((?:minilm|smollm2|tatoeba|wikitext)-[\w-]+\.yaml)`", text)
     broken += [name for name in recipes if not (ROOT / "recipes" / name).exists()]
     assert not broken
