@@ -81,6 +81,11 @@ class Artifact:
         """Every file that must ship."""
         return sum(int(entry["size"]) for entry in self.files.values())
 
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        from optimize.notebook import shown
+
+        return shown.artifact(self)
+
     @classmethod
     def from_directory(
         cls,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -46,4 +47,17 @@ def calibration_batches(artifact: Artifact, calibration: Calibration, context: C
     return [
         task.collate(preprocessor, features[start : start + calibration.batch_size])
         for start in range(0, len(features), calibration.batch_size)
+    ]
+
+
+def as_inputs(batches: Iterable[Mapping[str, Any]]) -> list[Inputs]:
+    """Model inputs from Python as arrays: of what a tokenizer gives, tensors are taken, too."""
+    import numpy as np
+
+    return [
+        {
+            name: value.numpy(force=True) if hasattr(value, "numpy") else np.asarray(value)
+            for name, value in batch.items()
+        }
+        for batch in batches
     ]

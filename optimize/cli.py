@@ -15,7 +15,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from optimize.commands import keeping
-from optimize.commands.options import Json, RecipeFile, Remeasure, Sets, Style, UsageError, Verb, WorkFolder, group
+from optimize.commands.options import (
+    By,
+    Json,
+    RecipeFile,
+    Remeasure,
+    Remote,
+    Reports,
+    Sets,
+    Style,
+    Trust,
+    UsageError,
+    Verb,
+    WorkFolder,
+    group,
+)
 from optimize.commands.reporting import (
     INTERRUPTED,
     UNEXPECTED,
@@ -136,6 +150,7 @@ def apply(
     sets: Sets = None,
     remeasure: Remeasure = False,
     promote: Annotated[bool, typer.Option("--promote/--no-promote", help="Promote what passes.")] = True,
+    reports: Reports = None,
     output_format: Style = OutputFormat.full,
     work: WorkFolder = None,
     as_json: Json = False,
@@ -147,7 +162,50 @@ def apply(
     loaded = _load(recipe, sets)
     with stdout_for_the_result(), listening() as progress:
         run = apply(loaded, progress=progress, remeasure=remeasure, promote=promote)
-    return _conclude(run, as_json or output_format is OutputFormat.json)
+    return _conclude(run, as_json or output_format is OutputFormat.json, reports)
+
+
+@app.command(cls=Verb)
+def gate(
+    recipe: RecipeFile,
+    against: Annotated[str, typer.Option("--against", metavar="NAME@ALIAS", help="What is promoted now.")],
+    since: Annotated[
+        list[str] | None,
+        typer.Option("--since", metavar="ALIAS~N", help="An older version too, such as production~5. Repeatable."),
+    ] = None,
+    acknowledged: Annotated[
+        Path | None,
+        typer.Option("--acknowledged", help="Regressions that are let pass; acknowledged.yaml beside RECIPE."),
+    ] = None,
+    sets: Sets = None,
+    promote: Annotated[bool, typer.Option("--promote/--no-promote", help="Promote what passes.")] = False,
+    remote: Remote = None,
+    trust_remote_code: Trust = False,
+    reports: Reports = None,
+    output_format: Style = OutputFormat.full,
+    work: WorkFolder = None,
+    as_json: Json = False,
+) -> int:
+    """Apply a recipe and judge its candidate over what is promoted now, both measured here and now."""
+    from optimize.commands.gating import said
+    from optimize.gating import gate
+    from optimize.progress_view import listening
+
+    loaded = _load(recipe, sets)
+    with stdout_for_the_result(), listening() as progress:
+        run = gate(
+            loaded,
+            against=against,
+            since=since or (),
+            remote=remote,
+            acknowledgements=acknowledged,
+            promote=promote,
+            trust_remote_code=trust_remote_code,
+            progress=progress,
+        )
+    if not (as_json or output_format is OutputFormat.json):
+        show(said(run.document))
+    return _conclude(run, as_json or output_format is OutputFormat.json, reports)
 
 
 @app.command(cls=Verb)
@@ -159,6 +217,9 @@ def compare(
         Path | None, typer.Option("--recipe", help="Whose rows and settings to use; the newest run's by default.")
     ] = None,
     remeasure: Remeasure = False,
+    remote: Remote = None,
+    trust_remote_code: Trust = False,
+    reports: Reports = None,
     work: WorkFolder = None,
     as_json: Json = False,
 ) -> int:
@@ -167,8 +228,101 @@ def compare(
     from optimize.progress_view import listening
 
     with stdout_for_the_result(), listening() as progress:
-        run = compare(candidate, over, recipe=recipe, gates=gates, progress=progress, remeasure=remeasure)
-    return _conclude(run, as_json)
+        run = compare(
+            candidate,
+            over,
+            recipe=recipe,
+            gates=gates,
+            remote=remote,
+            trust_remote_code=trust_remote_code,
+            progress=progress,
+            remeasure=remeasure,
+        )
+    return _conclude(run, as_json, reports)
+
+
+@app.command(cls=Verb)
+def render(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's id or folder, `latest`, or a result's file.")],
+    kinds: Reports = None,
+    work: WorkFolder = None,
+) -> None:
+    """Draw a result again as CI shows it; what has no PATH goes to standard output. By default Markdown."""
+    from optimize.report.outputs import find_result, write_reports
+
+    document, folder = find_result(run)
+    write_reports(document, folder, kinds or ["markdown"], to_stdout=True)
+
+
+@app.command(cls=Verb)
+def comment(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's id or folder, `latest`, or a result's file.")],
+    github: Annotated[
+        bool, typer.Option("--github", help="On the pull request of this job, with GITHUB_TOKEN.")
+    ] = False,
+    gitlab: Annotated[
+        bool, typer.Option("--gitlab", help="On the merge request of this job, with GITLAB_TOKEN.")
+    ] = False,
+    number: Annotated[int | None, typer.Option("--number", min=1, help="Which pull or merge request.")] = None,
+    work: WorkFolder = None,
+) -> None:
+    """Write a result into the conversation of a pull or merge request, or update what was written there before."""
+    from optimize.report.outputs import find_result, post
+
+    if github == gitlab:
+        raise typer.BadParameter("say --github or --gitlab")
+    document, _ = find_result(run)
+    post(document, "github-comment" if github else "gitlab-comment", number)
+
+
+@app.command(cls=Verb)
+def sensitivity(
+    recipe: RecipeFile,
+    stage: Annotated[str | None, typer.Option("--stage", metavar="NAME", help="Whose settings, of several.")] = None,
+    by: Annotated[By, typer.Option("--by", help="What changes at a time.")] = By.layer,
+    settings: Annotated[
+        str | None, typer.Option("--settings", metavar="A,B", help="Bits or sparsities to try, such as 2,3,4,8.")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="Mean bits (4), overall sparsity (0.5), or share of the size (30%).")
+    ] = None,
+    write: Annotated[
+        Path | None, typer.Option("--write", metavar="FILE", help="Write the recipe that spends the budget best.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Run the stage with the choice, and with one setting for all.")
+    ] = True,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Calibration rows to compare answers on.")] = 32,
+    length: Annotated[int, typer.Option("--length", min=2, help="Tokens of a row.")] = 128,
+    seed: Annotated[int, typer.Option("--seed", help="Of the draw of rows.")] = 0,
+    sets: Sets = None,
+    work: WorkFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Score each layer's reaction to each bit width or sparsity, and spend a budget where it hurts least."""
+    from optimize import sensitivity
+    from optimize.commands.sensitivity import numbers, page
+    from optimize.progress_view import listening
+
+    tried = numbers(settings)
+    with stdout_for_the_result(), listening() as progress:
+        found = sensitivity.measure(
+            _load(recipe, sets),
+            stage=stage,
+            by=by.value,
+            settings=tried,
+            budget=budget,
+            write=write,
+            check=check,
+            samples=samples,
+            length=length,
+            seed=seed,
+            progress=progress,
+        )
+    if as_json:
+        emit(found)
+    else:
+        show(page(found))
 
 
 @app.command(cls=Verb)
@@ -228,6 +382,110 @@ def get(
 
 
 @app.command(cls=Verb)
+def push(
+    references: Annotated[
+        list[str] | None, typer.Argument(metavar="[REF...]", help="Artifacts besides what is promoted.")
+    ] = None,
+    remote: Remote = None,
+    work: WorkFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Send what is promoted, and the registry, to the remote."""
+    from optimize.commands.gating import said_of_push
+    from optimize.progress_view import listening
+    from optimize.remote import push
+
+    with stdout_for_the_result(), listening() as progress:
+        pushed = push(*(references or ()), remote=remote, progress=progress)
+    emit({"schema": 1, **pushed.to_json()}) if as_json else say(said_of_push(pushed))
+
+
+@app.command(cls=Verb)
+def pull(
+    references: Annotated[
+        list[str] | None, typer.Argument(metavar="[REF...]", help="By default everything that an alias points at.")
+    ] = None,
+    take_theirs: Annotated[
+        bool, typer.Option("--take-theirs", help="Where both registries went on: set the log of here aside.")
+    ] = False,
+    remote: Remote = None,
+    trust_remote_code: Trust = False,
+    work: WorkFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Bring what is promoted, and the registry, from the remote, checked on arrival."""
+    from optimize.commands.gating import said_of_pull
+    from optimize.progress_view import listening
+    from optimize.remote import pull
+
+    with stdout_for_the_result(), listening() as progress:
+        pulled = pull(
+            *(references or ()),
+            remote=remote,
+            take_theirs=take_theirs,
+            trust_remote_code=trust_remote_code,
+            progress=progress,
+        )
+    emit({"schema": 1, **pulled.to_json()}) if as_json else say(said_of_pull(pulled))
+
+
+@app.command(cls=Verb)
+def history(
+    recipe: Annotated[str | None, typer.Option("--recipe", metavar="NAME", help="Runs of this recipe.")] = None,
+    artifact: Annotated[
+        str | None, typer.Option("--artifact", metavar="STAGE", help="With this stage, such as int8 or quantize.int8.")
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option("--metric", help="How this metric went on, such as accuracy, latency, size.")
+    ] = None,
+    since: Annotated[str | None, typer.Option("--since", metavar="WHEN", help="7d, 12h, 2w, or 2026-11-20.")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="The newest so many runs.")] = 20,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="First fill the database anew from the runs.")] = False,
+    import_: Annotated[
+        list[Path] | None, typer.Option("--import", metavar="FOLDER", help="First add runs from elsewhere. Repeatable.")
+    ] = None,
+    database: Annotated[
+        str | None,
+        typer.Option("--database", metavar="URL", help="Another database than the work folder's [$OPTIMIZE_HISTORY]."),
+    ] = None,
+    work: WorkFolder = None,
+    as_json: Json = False,
+) -> None:
+    """What ran, what came of it, and how a metric went on from run to run."""
+    from optimize.commands.history import drawn, look
+
+    found = look(
+        database, rebuild, import_ or (), recipe=recipe, artifact=artifact, metric=metric, since=since, limit=limit
+    )
+    emit({"schema": 1, **found}) if as_json else show(drawn(found))
+
+
+@app.command(cls=Verb)
+def track(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's id, its run.json, or `latest`.")],
+    to: Annotated[
+        list[str] | None,
+        typer.Option("--to", metavar="TRACKER", help="mlflow, tensorboard or wandb; by default what its recipe says."),
+    ] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting of --to, such as uri=http://127.0.0.1:5000."),
+    ] = None,
+    work: WorkFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Send a run to an experiment tracker, now or once more."""
+    from optimize.commands.track import send
+
+    sent = send(run, to or (), sets or ())
+    if as_json:
+        emit({"schema": 1, **sent})
+        return
+    for one in sent["sent"]:
+        say(f"{one['to']}: {one['where']}")
+
+
+@app.command(cls=Verb)
 def harness(
     reference: Annotated[str, typer.Argument(metavar="REF", help="NAME@ALIAS, a digest, or a folder.")],
     tasks: Annotated[str, typer.Option("--tasks", metavar="A,B", help="Tasks of lm-eval, such as arc_easy,hellaswag.")],
@@ -257,6 +515,32 @@ def harness(
         emit({"schema": 1, **{key: found[key] for key in ("results", "n-shot", "n-samples", "versions")}})
     else:
         show(table(found["results"]))
+
+
+@app.command(cls=Verb)
+def report(
+    runs: Annotated[
+        list[str] | None, typer.Argument(metavar="RUN...", help="Ids, run.json files, or `latest`.")
+    ] = None,
+    history: Annotated[
+        str | None, typer.Option("--history", metavar="NAME", help="The runs of a recipe's name, or of NAME@ALIAS.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", metavar="FILE", help="Where to write the page.")] = None,
+    open_: Annotated[bool, typer.Option("--open", help="Show it in a browser.")] = False,
+    work: WorkFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Draw a run as a page again, several runs side by side, or the history of a name."""
+    from optimize.report.html.several import report
+    from optimize.work import Work
+
+    path = report(Work(), runs or (), history=history, output=output)
+    if as_json:
+        emit({"schema": 1, "report": str(path)})
+    else:
+        say(f"The report is in {relative(path)}")
+    if open_:
+        typer.launch(str(path))
 
 
 app.add_typer(keeping.registry, name="registry")
@@ -313,8 +597,8 @@ def _split(reference: str) -> tuple[str, str]:
     return name, alias
 
 
-def _conclude(run: Run, as_json: bool) -> int:
-    """The table and the one line that says what was decided and why."""
+def _conclude(run: Run, as_json: bool, reports: Sequence[str] | None = None) -> int:
+    """The table and the one line that says what was decided and why, and what else shall show it."""
     if as_json:
         emit(run.document)
     else:
@@ -323,6 +607,12 @@ def _conclude(run: Run, as_json: bool) -> int:
         show(result_table(run.document))
         show(f"\n{run.summary}")
         note(f"run {run.document['run']}: {relative(run.directory / 'run.json')}")
+        if (page := run.directory / "report.html").exists():
+            note(f"report: {relative(page)}")
+    if reports:
+        from optimize.report.outputs import write_reports
+
+        write_reports(run.document, run.directory, reports)
     return run.exit_code
 
 

@@ -12,8 +12,9 @@ from optimize.errors import EvaluationError, RecipeError
 from optimize.evaluate.gates import exit_code_of, verdict_of
 from optimize.model import find_artifact
 from optimize.planning import as_work
-from optimize.progress import Progress
+from optimize.progress import Progress, shown_in_notebooks
 from optimize.recipe import Recipe
+from optimize.remote.fetching import bring
 from optimize.run import Clock, Run, new_document, recipe_of, recording, run_documents
 from optimize.scoring import Scoring, Subject, describe_artifacts, describe_data
 
@@ -26,6 +27,7 @@ CANDIDATE, OVER = "candidate", "baseline"
 """The names of the two in `run.json` and in a gates file."""
 
 
+@shown_in_notebooks
 def compare(
     candidate: str | Path,
     over: str | Path,
@@ -33,10 +35,13 @@ def compare(
     work: Work | str | Path | None = None,
     recipe: str | os.PathLike[str] | None = None,
     gates: str | os.PathLike[str] | None = None,
+    remote: str | None = None,
+    trust_remote_code: bool = False,
     progress: Progress | None = None,
     remeasure: bool = False,
 ) -> Run:
-    """Hold one artifact against another; each is a digest, `name@alias`, `name@version` or the path of a folder.
+    """Hold one artifact against another; each is a digest, `name@alias` (`name@alias~2` for an older one),
+    `name@version` or the path of a folder. What the store lacks comes from `remote`.
 
     Rows and settings are those of `recipe`; without it, of the newest run that holds one of the two. `gates` is a YAML
     file with a `gates` list, judged on the candidate; without it there is no verdict.
@@ -50,18 +55,19 @@ def compare(
     work = as_work(work)
     sidecars: dict[str, Path] = {}
     with work.store.in_use():
+        bring((candidate, over), work, remote, trusted=trust_remote_code, progress=progress)
         pair = {CANDIDATE: find_artifact(candidate, work), OVER: find_artifact(over, work)}
-        _check_same_task(pair)
+        check_same_task(pair)
         judged = _judged_by(pair, work, recipe, gates)
         document = new_document(judged)
         document["compared"] = {CANDIDATE: str(candidate), OVER: str(over)}
         subjects = {name: Subject(artifact, stage=artifact.format, cached=True) for name, artifact in pair.items()}
         document["artifacts"] = describe_artifacts(subjects, source=pair[OVER])
-        with recording(work, judged, document, sidecars, clock):
+        with recording(work, judged, document, sidecars, clock, progress):
             task = tasks.get(judged.model.task)
             with clock.on("sources"):
                 data = prepare(judged.data, task, work, judged.base)
-                _check_labels(pair[CANDIDATE], task, task.spec(judged.data, data.info))
+                check_labels(pair[CANDIDATE], task, task.spec(judged.data, data.info))
             document["data"] = describe_data(data)
             with clock.on("scoring"):
                 scoring = Scoring(judged, data, work, progress or Progress(), remeasure, document, sidecars)
@@ -72,7 +78,7 @@ def compare(
     return Run(document, work.runs / document["run"], work)
 
 
-def _check_same_task(pair: Mapping[str, Artifact]) -> None:
+def check_same_task(pair: Mapping[str, Artifact]) -> None:
     one, other = (dict(artifact.task) for artifact in pair.values())
     for field in ("name", "labels"):
         if one.get(field) != other.get(field):
@@ -81,7 +87,7 @@ def _check_same_task(pair: Mapping[str, Artifact]) -> None:
             )
 
 
-def _check_labels(artifact: Artifact, task: Task, spec: Mapping[str, Any]) -> None:
+def check_labels(artifact: Artifact, task: Task, spec: Mapping[str, Any]) -> None:
     """Rows whose labels stand in another order than the model's would be scored without a word, and wrongly."""
     if artifact.task["name"] != spec["name"]:
         raise EvaluationError(

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,19 +18,21 @@ from optimize.artifact import Artifact
 from optimize.context import Context
 from optimize.errors import OptimizeError, RecipeError, StageError
 from optimize.planning import Step, ancestors, as_recipe, as_work, decide, decide_source, resolve_config, sources
-from optimize.progress import Progress
-from optimize.recipe import SOURCE, Recipe, Stage
+from optimize.progress import Progress, shown_in_notebooks
+from optimize.recipe import SOURCE, Gate, Recipe, Stage
 from optimize.run import Clock, Run, new_document, recording, write_run
-from optimize.scoring import Scoring, Subject, describe_artifacts, describe_data, gated_pairs
+from optimize.scoring import Judging, Scoring, Subject, describe_artifacts, describe_data, gated_pairs
 
 if TYPE_CHECKING:
     from optimize.data import Data
     from optimize.evaluate.types import GateResult
+    from optimize.registry import Waiver
     from optimize.store import Store
     from optimize.tasks import Task
     from optimize.work import Work
 
 
+@shown_in_notebooks
 def apply(
     recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str],
     *,
@@ -52,12 +55,52 @@ def apply(
     progress = progress or Progress()
     document = new_document(recipe)
     sidecars: dict[str, Path] = {}
-    with recording(work, recipe, document, sidecars, clock), work.store.in_use():
-        _carry_out(recipe, work, progress, clock, document, sidecars, remeasure=remeasure, promote=promote)
+    with recording(work, recipe, document, sidecars, clock, progress), work.store.in_use():
+        carry_out(recipe, work, progress, clock, document, sidecars, remeasure=remeasure, promote=promote)
     return Run(document, work.runs / document["run"], work)
 
 
-def _carry_out(
+def build(recipe: Recipe, name: str, work: Work, progress: Progress) -> tuple[Artifact, Data]:
+    """The artifact of one stage (or of the source), made or reused with those it needs, and the rows of the recipe.
+
+    Nothing is scored, and no run is recorded. Raises as `apply` does.
+    """
+    from optimize.data import prepare
+
+    task = tasks.get(recipe.model.task)
+    data = prepare(recipe.data, task, work, recipe.base)
+    needed = {name}
+    for stage in reversed(recipe.stages):
+        needed.update(ancestors(stage) if stage.name in needed else ())
+    with work.store.in_use():
+        built = {SOURCE: _take_source(recipe, work.store, task, data, progress)}
+        source = built[SOURCE].artifact
+        if not task.check_source(source.path, source.task):
+            _refuse_fresh_head(recipe, ())
+        for stage in recipe.stages:
+            if stage.name in needed:
+                logs = work.root / "logs"
+                built[stage.name] = _build(recipe, stage, work.store, task, data, built, logs, progress)
+    return built[name].artifact, data
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """What a recipe's artifacts are measured beside, and gated over, besides each other."""
+
+    subjects: Mapping[str, Subject]
+    gates: tuple[Gate, ...]
+    """Judged in place of the recipe's."""
+    measuring: Work
+    """Where measurements are kept."""
+    acknowledge: Callable[[Judging, list[GateResult]], list[GateResult]]
+    waiver: Callable[[], Waiver | None]
+    """What a promotion has to say of the acknowledged results, once all are judged."""
+    check: Callable[[Task, Mapping[str, Any]], None]
+    """Raises `EvaluationError` where a rival can't be scored on the recipe's rows."""
+
+
+def carry_out(
     recipe: Recipe,
     work: Work,
     progress: Progress,
@@ -67,6 +110,7 @@ def _carry_out(
     *,
     remeasure: bool,
     promote: bool,
+    rivals: Rivals | None = None,
 ) -> None:
     """Fill in `document` (a run.json) as the work goes on, so that an error leaves what was reached."""
     from optimize.data import prepare
@@ -77,10 +121,13 @@ def _carry_out(
     task_metrics(task, recipe.evaluate.metrics)  # one that can't be imported is said now, not after hours of training
     leaves = [stage.name for stage in recipe.leaves]
     logs = work.runs / document["run"] / "logs"
-    compared = {recipe.baseline, *itertools.chain(*gated_pairs(recipe.gates, leaves, recipe.baseline))}
+    judged_by = replace(recipe, gates=rivals.gates) if rivals else recipe
+    compared = {recipe.baseline, *itertools.chain(*gated_pairs(judged_by.gates, leaves, recipe.baseline))}
     with clock.on("sources"):
         data = prepare(recipe.data, task, work, recipe.base)
         document["data"] = describe_data(data)
+        if rivals:
+            rivals.check(task, task.spec(recipe.data, data.info))
         built = {SOURCE: _take_source(recipe, work.store, task, data, progress)}
         source = built[SOURCE].artifact
         if not task.check_source(source.path, source.task):
@@ -91,7 +138,11 @@ def _carry_out(
         subjects = {name: subject for name, subject in built.items() if name != SOURCE or SOURCE in compared}
         document["artifacts"] = describe_artifacts(subjects, source)
     with clock.on("scoring"):
-        scoring = Scoring(recipe, data, work, progress, remeasure, document, sidecars)
+        scoring = Scoring(judged_by, data, work, progress, remeasure, document, sidecars)
+        if rivals:
+            subjects = {**subjects, **rivals.subjects}
+            document["artifacts"] = describe_artifacts(subjects, source)
+            scoring = replace(scoring, work=rivals.measuring, acknowledge=rivals.acknowledge)
         evaluation, results = scoring.score(subjects, baseline=recipe.baseline, leaves=leaves)
         chosen = leaves[0] if len(leaves) == 1 else None
         if recipe.promote and recipe.promote.select and len(leaves) > 1:
@@ -106,17 +157,26 @@ def _carry_out(
         judged = verdict_of([result for result in results if result.artifact == chosen])
         if promote and recipe.promote and document["verdict"] == judged == "pass":
             write_run(work, recipe, document, sidecars)  # the registry never names a run that is not on the disk
-            _promote(recipe, recipe.promote.alias, built[chosen].artifact, work, results, document)
+            waiver = rivals.waiver() if rivals else None
+            _promote(recipe, recipe.promote.alias, built[chosen].artifact, work, results, document, waiver)
 
 
 def _promote(
-    recipe: Recipe, alias: str, artifact: Artifact, work: Work, results: Sequence[GateResult], document: dict[str, Any]
+    recipe: Recipe,
+    alias: str,
+    artifact: Artifact,
+    work: Work,
+    results: Sequence[GateResult],
+    document: dict[str, Any],
+    waiver: Waiver | None,
 ) -> None:
     version = work.registry.promote(
         recipe.name,
         alias,
         artifact.digest,
-        verdict=document["verdict"],
+        # What is acknowledged has not passed: the audit log has it as a waiver.
+        verdict="fail" if waiver else document["verdict"],
+        waiver=waiver,
         run=document["run"],
         recipe_digest=recipe.digest,
         gates=[result.to_json() for result in results],
@@ -217,23 +277,25 @@ def _reuse_or_make(
 @contextlib.contextmanager
 def _stage_errors(stage: Stage) -> Iterator[None]:
     """Whatever goes wrong in a stage is said as that stage's error."""
+    where = {"stage": stage.name, "location": stage.location}
     try:
         yield
     except OptimizeError as error:
         error.stage = error.stage or stage.name
+        error.location = error.location or stage.location
         raise
     except MemoryError as error:
         raise StageError(
-            "out of memory", stage=stage.name, hint="a smaller batch_size, or a machine with more memory"
+            "out of memory", **where, hint="a smaller batch_size, or a machine with more memory"
         ) from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise StageError(
-                "the disk is full", stage=stage.name, hint="free space, or `optimize store gc`, then run again"
+                "the disk is full", **where, hint="free space, or `optimize store gc`, then run again"
             ) from error
-        raise StageError(f"{type(error).__name__}: {error}", stage=stage.name) from error
+        raise StageError(f"{type(error).__name__}: {error}", **where) from error
     except (Exception, SystemExit) as error:  # a library that exits must not end the run as if all were well
-        raise StageError(f"{type(error).__name__}: {error}", stage=stage.name) from error
+        raise StageError(f"{type(error).__name__}: {error}", **where) from error
 
 
 def _refuse_fresh_head(recipe: Recipe, compared: Collection[str]) -> None:
@@ -243,12 +305,14 @@ def _refuse_fresh_head(recipe: Recipe, compared: Collection[str]) -> None:
             raise RecipeError(
                 f"the source model has no head for {recipe.model.task} yet, and `{stage.verb}` can't train one",
                 stage=stage.name,
+                location=stage.location,
                 hint="put `- distill: finetune` before it",
             )
         if SOURCE in stage.reads:
             raise RecipeError(
                 f"the source model has no trained head for {recipe.model.task}, so there is nothing to learn from it",
                 stage=stage.name,
+                location=stage.location,
                 hint="train it first with `distill: finetune`, and name that stage",
             )
     if SOURCE in compared:

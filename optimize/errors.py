@@ -6,6 +6,9 @@ OptimizeError                      exit code 4
 ├── StageError                     a stage could not do its work
 ├── EvaluationError                an artifact could not be measured
 ├── StoreError                     stored bytes are damaged or a reference names nothing
+├── RemoteError                    a remote can't be reached, or holds what it should not
+├── HistoryError                   the database of runs can't be read or written
+├── TrackingError                  a run could not be sent to a tracker
 └── RegistryError                  the registry is damaged or can't be written
     └── PromotionRefused           exit code 1
 
@@ -36,6 +39,12 @@ class OptimizeError(Exception):
         where = ": ".join(part for part in (self.location, self.stage) if part)
         text = f"{where}: {self.message}" if where else self.message
         return f"{text}\n  try: {self.hint}" if self.hint else text
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows: a message, as a terminal does."""
+        from optimize.commands.reporting import plain
+
+        return [f"{type(self).__name__}: {plain(self)}"]
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,18 @@ class EvaluationError(OptimizeError):
 
 class StoreError(OptimizeError):
     """A stored artifact is damaged, or a reference names nothing in the store."""
+
+
+class RemoteError(OptimizeError):
+    """The remote of the store can't be reached, or what lies there is not what was asked for."""
+
+
+class HistoryError(OptimizeError):
+    """The database of runs can't be read or written."""
+
+
+class TrackingError(OptimizeError):
+    """A run could not be sent to a tracker."""
 
 
 class RegistryError(OptimizeError):

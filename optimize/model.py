@@ -130,23 +130,10 @@ class Model:
         size = self.artifact.size_bytes / 1e6
         return f"<optimize.Model {self.name}: {self.artifact.format}, {size:.1f} MB, {self.artifact.digest[:19]}>"
 
-    def _repr_html_(self) -> str:
-        from html import escape
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        from optimize.notebook import shown
 
-        rows = {
-            "name": self.name,
-            "task": self.artifact.task["name"],
-            "format": self.artifact.format,
-            "size": f"{self.artifact.size_bytes / 1e6:.1f} MB",
-            "digest": self.artifact.digest[:19],
-            **{
-                metric: f"{score['value']:.4f}"
-                for metric, score in self.scores.items()
-                if isinstance(score, Mapping) and "value" in score
-            },
-        }
-        cells = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows.items())
-        return f"<table>{cells}</table>"
+        return shown.artifact(self.artifact, self.name, self.scores)
 
 
 def load(
@@ -173,12 +160,17 @@ def find_artifact(
     """The artifact that a person means, with its bytes checked. A folder wins over a name that looks the same."""
     from optimize.planning import as_work
 
-    if isinstance(reference, Path) or Path(reference).is_dir() or reference.startswith((".", "/", "~")):
+    if is_folder(reference):
         from optimize.source.folder import load_folder
 
         return load_folder(Path(reference), trust_remote_code=trust_remote_code)
-    work = as_work(work)
+    work, reference = as_work(work), str(reference)
     digest = work.registry.resolve(reference).digest if "@" in reference else reference
     artifact = work.store.open(digest)
     work.store.verify(artifact)
     return artifact
+
+
+def is_folder(reference: str | Path) -> bool:
+    """Whether a person means a folder of plain files, and no name."""
+    return isinstance(reference, Path) or Path(reference).is_dir() or reference.startswith((".", "/", "~"))

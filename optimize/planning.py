@@ -80,6 +80,11 @@ class Plan:
             "steps": [step.to_json() for step in self.steps],
         }
 
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        from optimize.notebook import shown
+
+        return shown.plan(self)
+
 
 def plan(
     recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str],

@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ParamSpec
+
+if TYPE_CHECKING:
+    from optimize.run import Run
+
+P = ParamSpec("P")
+
 
 class Progress:
     """A listener that says nothing; `optimize.terminal` has the ones that people see."""
@@ -20,3 +30,31 @@ class Progress:
 
     def warn(self, name: str, message: str) -> None:
         """Something a person should know, that does not stop the work."""
+
+
+def in_notebook() -> bool:
+    """Whether a notebook's kernel runs this. Imports nothing."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and getattr(ipython.get_ipython(), "kernel", None) is not None
+
+
+def shown_in_notebooks(work: Callable[P, Run]) -> Callable[P, Run]:
+    """A function with an argument `progress`: without one, a notebook shows its progress, and one line in the end."""
+
+    @functools.wraps(work)
+    def shown(*args: P.args, **named: P.kwargs) -> Run:
+        if named.get("progress") is not None or not in_notebook():
+            return work(*args, **named)
+        from optimize.notebook.live import Live
+
+        live = Live()
+        named["progress"] = live
+        try:
+            run = work(*args, **named)
+        except BaseException as error:
+            live.end("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+            raise
+        live.end(f"{run.document['recipe']}: {run.verdict or 'done'}")
+        return run
+
+    return shown

@@ -39,6 +39,11 @@ def promote(
             f"{document['run']} is a comparison, and no recipe's gates were judged in it",
             hint="name a run of `optimize apply`",
         )
+    if (document.get("against") or {}).get("version") is not None:
+        raise PromotionRefused(
+            f"{document['run']} held a candidate against what is promoted, not against all of its recipe's own gates",
+            hint="`optimize gate --promote` does both; or name a run of `optimize apply`",
+        )
     described = _artifact(document, artifact)
     stored = work.store.open(described["digest"])
     work.store.verify(stored)

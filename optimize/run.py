@@ -16,10 +16,16 @@ from typing import TYPE_CHECKING, Any
 from optimize.errors import RecipeError, StoreError
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from optimize.model import Model
+    from optimize.progress import Progress
     from optimize.recipe import Recipe
     from optimize.report.table import Table
     from optimize.work import Work
+
+
+INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,39 @@ class Run:
                 return Model(self.work.store.open(described["digest"]), name=name, scores=described["scores"])
         raise KeyError(f"{name!r}; this run has {', '.join(self.names)}")
 
+    @property
+    def artifacts(self) -> DataFrame:
+        """A pandas frame: one row an artifact, with scores, intervals, times and size (`notebook/frames.py`)."""
+        from optimize.notebook import frames
+
+        return frames.artifacts(self.document)
+
+    @property
+    def comparisons(self) -> DataFrame:
+        """A pandas frame: one row a comparison, with the ends of its interval."""
+        from optimize.notebook import frames
+
+        return frames.comparisons(self.document)
+
+    @property
+    def gates(self) -> DataFrame:
+        """A pandas frame: one row a gate and artifact, with limit, margin and verdict."""
+        from optimize.notebook import frames
+
+        return frames.gates(self.document)
+
+    def plot(self, kind: str = "pareto", *, backend: str = "matplotlib", **options: Any) -> Any:
+        """A picture that shows itself in a notebook, as PNG; with `backend="plotly"`, plotly's own figure.
+
+        kind: `pareto` (quality over time; `metric`, `setting`), `intervals` (every comparison; `metric`), `waterfall`
+        (what each stage cost; `artifact`) or `layers` (what a stage found of each layer; `artifact`).
+
+        Raises `OptimizeError` where the run holds nothing to draw, and where the library is not installed.
+        """
+        from optimize.notebook.plotting import plot
+
+        return plot(self, kind, backend, **options)
+
     def table(self) -> Table:
         """The table that a terminal shows; in a notebook it shows itself."""
         from optimize.report.table import Table
@@ -74,6 +113,11 @@ class Run:
 
     def _repr_html_(self) -> str:
         return self.table()._repr_html_()
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        from optimize.commands.reporting import plain
+
+        return {"text/plain": plain(self), "text/html": self._repr_html_()}
 
 
 @dataclass
@@ -108,6 +152,7 @@ def new_document(recipe: Recipe) -> dict[str, Any]:
         "run": f"{datetime.now(timezone.utc):%Y%m%d-%H%M%S-%f}-{secrets.token_hex(2)}",
         "recipe": recipe.name,
         "recipe_digest": recipe.digest,
+        "recipe_file": str(recipe.file) if recipe.file else None,
         "verdict": None,
         "exit_code": 0,
         "error": None,
@@ -122,29 +167,38 @@ def new_document(recipe: Recipe) -> dict[str, Any]:
         "measurement": {},
         "sidecars": {},
         "selected": None,
+        "against": None,
         "promoted": None,
     }
 
 
 @contextlib.contextmanager
 def recording(
-    work: Work, recipe: Recipe, document: dict[str, Any], sidecars: Mapping[str, Path], clock: Clock
+    work: Work,
+    recipe: Recipe,
+    document: dict[str, Any],
+    sidecars: Mapping[str, Path],
+    clock: Clock,
+    progress: Progress | None = None,
 ) -> Iterator[None]:
-    """While this lasts, `document` and `sidecars` fill up; at its end they are on disk, whatever happened.
+    """While this lasts, `document` and `sidecars` fill up. At its end, whatever happened, they are on disk, with
+    `report.html` drawn from them, and in the history, and on their way to where the recipe sends them.
 
-    Raises `StoreError` where they can't be written.
+    Raises `StoreError` where they can't be written to disk. That anything else of this fails is only told.
     """
     from optimize.atomic import explain
+    from optimize.progress import Progress
 
     try:
         yield
     except BaseException as error:
         document["error"] = describe_error(error)
-        document["exit_code"] = getattr(error, "exit_code", 130 if isinstance(error, KeyboardInterrupt) else 4)
+        document["exit_code"] = getattr(error, "exit_code", INTERRUPTED if isinstance(error, KeyboardInterrupt) else 4)
         clock.write(document)
         error.document = document  # type: ignore[attr-defined]  # `--json` prints what was reached
         with contextlib.suppress(OSError):  # a full disk: the error itself matters more
             write_run(work, recipe, document, sidecars)
+            _pass_on(work, recipe, document, progress or Progress())
         raise
     clock.write(document)
     try:
@@ -152,6 +206,27 @@ def recording(
     except OSError as error:
         message, hint = explain(error, "writing run.json", work.runs)
         raise StoreError(message, hint=hint) from error
+    _pass_on(work, recipe, document, progress or Progress())
+
+
+def _pass_on(work: Work, recipe: Recipe, document: Mapping[str, Any], progress: Progress) -> None:
+    """Nothing here changes what was found: whatever goes wrong is told, and no more."""
+    from optimize import history, track
+
+    _draw(work.runs / document["run"], progress)
+    history.record(work, document, lambda message: progress.warn("history", message))
+    if document["exit_code"] != INTERRUPTED:
+        track.send_all(recipe.track, work.runs / document["run"], progress)
+
+
+def _draw(directory: Path, progress: Progress) -> None:
+    """The page of a run."""
+    try:
+        from optimize.report.html import write
+
+        write(directory)
+    except Exception as error:
+        progress.warn("", f"report.html could not be drawn ({type(error).__name__}: {error})")
 
 
 def describe_error(error: BaseException) -> dict[str, Any]:
@@ -187,19 +262,19 @@ def gates_on(document: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
 
 
 def verdict_on(document: Mapping[str, Any], name: str) -> str | None:
-    """The worst verdict of the gates on one artifact; None where no gate judged it."""
-    found = {gate["verdict"] for gate in gates_on(document, name)}
+    """The worst verdict of the gates on one artifact; None where no gate judged it. Acknowledged ones don't count."""
+    found = {"pass" if gate.get("acknowledged") else gate["verdict"] for gate in gates_on(document, name)}
     return next((verdict for verdict in ("fail", "inconclusive", "pass") if verdict in found), None)
 
 
 def run_documents(work: Work) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Every whole run of a work folder with its folder, the newest first."""
     for path in sorted(work.runs.glob("*/run.json"), reverse=True):
-        if document := _read(path):
+        if document := read_document(path):
             yield path.parent, document
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def read_document(path: Path) -> dict[str, Any] | None:
     """A run.json; None where there is none, or something else."""
     with contextlib.suppress(OSError, ValueError):
         document = json.loads(path.read_bytes())
@@ -230,7 +305,7 @@ def find_run(work: Work, reference: str) -> tuple[Path, dict[str, Any]]:
         if reference in ("latest", document["run"]):
             return folder, document
     path = Path(reference) / "run.json" if Path(reference).is_dir() else Path(reference)
-    if found := _read(path):
+    if found := read_document(path):
         return path.parent, found
     raise RecipeError(
         f"there is no run {reference!r}", location=str(work.runs), hint="`latest`, or the id that `apply` printed"
@@ -242,4 +317,5 @@ def recipe_of(folder: Path) -> Recipe:
     from optimize.recipe import load
 
     stored = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+    stored["recipe"].pop("track", None)  # what is looked at once more need not be sent once more
     return load(stored["recipe"], env=False, base=Path(stored["base"]))

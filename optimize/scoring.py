@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from optimize import runtimes, tasks
 from optimize.recipe import SOURCE
 from optimize.recipe.limits import RELATIVE
+from optimize.report.sidecars import write as write_sidecars
 
 if TYPE_CHECKING:
     from optimize.artifact import Artifact
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from optimize.progress import Progress
     from optimize.recipe import Gate, Recipe
     from optimize.work import Work
+
+
+Judging = Callable[["Sequence[Gate]"], "list[GateResult]"]
+"""Gates held against what was measured."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,8 @@ class Scoring:
     remeasure: bool
     document: dict[str, Any]
     sidecars: dict[str, Path]
+    acknowledge: Callable[[Judging, list[GateResult]], list[GateResult]] = lambda judging, results: results
+    """Marks the results that a reviewed line lets pass for now; it may judge the same evidence by other limits."""
 
     def score(
         self, subjects: Mapping[str, Subject], *, baseline: str, leaves: Sequence[str]
@@ -63,11 +70,20 @@ class Scoring:
         )
         document["measurement"] = evaluation.measurement
         document["baseline"] = subjects[baseline].artifact.digest
-        self.sidecars.update(evaluation.sidecars)
+        document["metrics"] = {
+            name: {"higher_is_better": metric.higher_is_better} for name, metric in evaluation.metrics.items()
+        }
+        artifacts = {name: one.artifact for name, one in subjects.items()}
+        drawn = write_sidecars(artifacts, baseline, evaluation.sidecars, self.work.scores)
+        self.sidecars.update({**evaluation.sidecars, **drawn})
         for described in document["artifacts"]:
             described["scores"] = evaluation.scores[described["name"]]
         select = recipe.promote.select if recipe.promote else None
-        results = judge(recipe.gates, evaluation, leaves=leaves, baseline=baseline, select=select)
+
+        def judging(gates: Sequence[Gate]) -> list[GateResult]:
+            return judge(gates, evaluation, leaves=leaves, baseline=baseline, select=select)
+
+        results = self.acknowledge(judging, judging(recipe.gates))
         document["comparisons"] = _describe_comparisons(evaluation, subjects, baseline, results)
         document["gates"] = [result.to_json() for result in results]
         return evaluation, results
@@ -92,7 +108,11 @@ class Scoring:
             settings=self.recipe.evaluate.model_copy(update={"fidelity": False}),
             again=True,
         )
-        results = judge(gates, evaluation, leaves=[chosen], baseline=baseline)
+
+        def judging(asked: Sequence[Gate]) -> list[GateResult]:
+            return judge(asked, evaluation, leaves=[chosen], baseline=baseline)
+
+        results = self.acknowledge(judging, judging(gates))
         self.document["confirmation"] = {
             "artifact": chosen,
             "among": list(leaves),
@@ -164,8 +184,10 @@ def describe_data(data: Data) -> dict[str, Any]:
 def _describe_comparisons(
     evaluation: Evaluation, subjects: Mapping[str, Subject], baseline: str, results: Sequence[GateResult]
 ) -> list[dict[str, Any]]:
-    """Everything over the baseline, then the pairs that only gates asked for."""
+    """Everything over the baseline, then over what it was made from, then the pairs that only gates asked for."""
     wanted = [(name, baseline, metric) for name in subjects for metric in evaluation.metrics]
+    parents = [(name, one.parent) for name, one in subjects.items() if one.parent in subjects]
+    wanted += [(name, parent, metric) for name, parent in parents if parent for metric in evaluation.metrics]
     wanted += [(result.artifact, result.over, result.metric) for result in results if result.over]
     return [
         comparison.to_json()

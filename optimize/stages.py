@@ -43,6 +43,8 @@ class Entry:
     summary: str
     backend: str | None = None
     """The library that does the work, where a method has more than one."""
+    mode: str | None = None
+    """The `mode` that this file is for, where another with the same format (and back end) serves the rest."""
     libraries: tuple[str, ...] = ()
     """Distributions whose major.minor version is part of the cache key."""
     serving: tuple[str, ...] = ()
@@ -303,7 +305,27 @@ _BUILT_IN = (
     Entry(
         verb="quantize",
         method="int8",
+        backend="torchao",
+        mode="qat",
+        module="optimize.quantize.int8_qat_torchao",
+        takes=("transformers",),
+        gives="transformers",
+        summary="Quantisation-aware training to an 8-bit checkpoint of torchao.",
+        libraries=("torch", "transformers", "tokenizers", "accelerate", "safetensors", "torchao"),
+        extra="torchao",
+        splits=("train", "validation"),
+        aside=("report_to", "save_steps"),
+        refuses={
+            "causal-lm": "8-bit training is for models that answer at once; quantize: gptq rounds language models",
+            "sentence-similarity": "its rows say nothing that a loss could be of",
+            **dict.fromkeys(_TEXT_TO_TEXT, "8-bit training is for models that answer at once, not token by token"),
+        },
+    ),
+    Entry(
+        verb="quantize",
+        method="int8",
         backend="onnxruntime",
+        mode="qat",
         module="optimize.quantize.int8_qat_onnxruntime",
         takes=("transformers",),
         gives="onnx",

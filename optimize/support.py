@@ -2,8 +2,8 @@
 
     python -m optimize.support README.md
 
-writes the table between the markers of that file. `tests/test_support.py` runs every cell of it; what a stage refuses
-(`Entry.refuses`) is no cell, and `optimize validate` says why.
+writes two tables between the markers of that file: every method, and this. `tests/test_support.py` runs every cell of
+it; what a stage refuses (`Entry.refuses`) is no cell, and `optimize validate` says why.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from optimize import runtimes, stages, tasks
 from optimize.stages import Entry
 
 BEGIN, END = "<!-- support -->", "<!-- /support -->"
+METHODS_BEGIN, METHODS_END = "<!-- methods -->", "<!-- /methods -->"
 FORMATS = tuple(runtimes.RUNTIMES)
 
 
@@ -62,6 +63,21 @@ def cells(task: str) -> Iterator[Cell]:
         yield from (Cell(task, entry, format, mode) for format in given for mode in allowed)
 
 
+def methods() -> str:
+    """Markdown: a line for each method's module, with the formats it takes and gives."""
+    served: dict[str, list[Entry]] = {}
+    for entry in stages.entries():
+        if entry.module.startswith("optimize."):
+            served.setdefault(entry.module, []).append(entry)
+    lines = [["stage", "what it does", "takes", "gives"], ["---"] * 4]
+    for first, *others in sorted(served.values(), key=lambda found: stages.VERBS.index(found[0].verb)):
+        backend = f" ({first.backend})" if first.backend else ""
+        takes = dict.fromkeys(format for entry in (first, *others) for format in entry.takes)
+        gives = "the same" if others else first.gives
+        lines.append([f"`{first.verb}: {first.method}`{backend}", first.summary, ", ".join(takes), gives])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def table() -> str:
     """Markdown: a line for each task, a column for each format."""
     lines = [["task", *(f"`{format}`" for format in FORMATS)], ["---"] * (len(FORMATS) + 1)]
@@ -82,16 +98,23 @@ def _ways(format: str, known: list[Cell]) -> str:
     for method, found in ways.items():
         backends = {cell.entry.backend for cell in found}
         several = len(backends) > 1 and None not in backends
-        words = [(cell.entry.backend if several else cell.mode) or "" for cell in found]
+        words = [(_backend(cell.entry) if several else cell.mode) or "" for cell in found]
         told.append(f"{method} ({', '.join(filter(None, words))})" if any(words) else method)
     return ", ".join(told)
 
 
+def _backend(entry: Entry) -> str:
+    return " ".join(filter(None, (entry.backend, entry.mode)))
+
+
 def write(path: Path) -> None:
-    """Put the table between the markers of a file."""
-    before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    path.write_text(f"{before}{BEGIN}\n{table()}\n{END}{after}", encoding="utf-8")
+    """Put the tables between the markers of a file."""
+    text = path.read_text(encoding="utf-8")
+    for begin, end, drawn in ((METHODS_BEGIN, METHODS_END, methods()), (BEGIN, END, table())):
+        before, _, rest = text.partition(begin)
+        _, _, after = rest.partition(end)
+        text = f"{before}{begin}\n{drawn}\n{end}{after}"
+    path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 class Work:
     """Paths below one folder."""
 
-    def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
+    def __init__(self, root: str | os.PathLike[str] | None = None, *, scores: Path | None = None) -> None:
         self.root = Path(root or os.environ.get("OPTIMIZE_WORK") or ".optimize").absolute()
+        self.scores = scores or self.root / "scores"
+        """Measurements by key. Elsewhere than in the work folder, nothing that was measured before is found."""
 
     @cached_property
     def store(self) -> Store:
@@ -37,14 +39,14 @@ class Work:
         return self.root / "data"
 
     @property
-    def scores(self) -> Path:
-        """Measurements by key."""
-        return self.root / "scores"
-
-    @property
     def runs(self) -> Path:
         """One folder a run, with its `run.json`."""
         return self.root / "runs"
+
+    @property
+    def history(self) -> Path:
+        """The database of all runs, drawn from their `run.json`."""
+        return self.root / "history.db"
 
 
 def cache_folder() -> Path:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,19 @@ from optimize.context import Context
 from optimize.data import prepare
 from optimize.progress import Progress
 from optimize.work import Work
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # There is a test process for each core: threads beside it would only wait for one another, and spin.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+LONG = ("test_recipes.py", "test_faults.py", "test_engine.py")
+"""Files whose tests take the longest. They come first, so that the processes end at the same time."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONG)
+
 
 GOOD = ["good", "great", "fine", "lovely", "superb", "moving", "funny", "warm", "bright", "clever"]
 BAD = ["bad", "dull", "awful", "boring", "weak", "cold", "clumsy", "tired", "flat", "stale"]
@@ -105,6 +120,28 @@ def pico_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def pico_recipe(pico_model: Path, pico_csv: Path) -> dict[str, Any]:
+    return _recipe(pico_model, pico_csv)
+
+
+@pytest.fixture(scope="session")
+def _built(pico_model: Path, pico_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import optimize
+
+    root = tmp_path_factory.mktemp("built") / "work"
+    optimize.apply({**_recipe(pico_model, pico_csv), "evaluate": {"latency": None, "peak_memory": False}}, work=root)
+    return root
+
+
+@pytest.fixture
+def built_work(_built: Path, tmp_path: Path) -> Work:
+    """A work folder of the test's own, where the stages of `pico_recipe` have run and answers were scored."""
+    for part in ("data", "scores", "store"):
+        if (_built / part).exists():
+            shutil.copytree(_built / part, tmp_path / "work" / part)
+    return Work(tmp_path / "work")
+
+
+def _recipe(pico_model: Path, pico_csv: Path) -> dict[str, Any]:
     return {
         "version": 1,
         "name": "pico-sentiment",

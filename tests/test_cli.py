@@ -22,9 +22,11 @@ from optimize.work import Work
 
 CALL = [sys.executable, "-c", "from optimize.cli import main; main()"]
 HEAVY = {"torch", "transformers", "onnxruntime", "onnx", "datasets", "pyarrow", "scipy", "numpy", "rich", "yaml"}
+HEAVY |= {"sqlalchemy", "sqlite3", "mlflow", "tensorboard", "wandb"}
 VERBS = (
     *("init", "validate", "plan", "apply", "compare", "promote", "rollback"),
-    *("registry", "store", "get", "stages", "schema", "doctor", "harness"),
+    *("registry", "store", "get", "stages", "schema", "doctor", "harness", "sensitivity"),
+    *("report", "render", "comment", "gate", "push", "pull", "history", "track"),
 )
 
 

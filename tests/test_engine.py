@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rounds import of_two_rounds
 
 import optimize
 from optimize.errors import RecipeError, StageError
+from optimize.recipe import load
 from optimize.work import Work
 
 
@@ -29,7 +31,7 @@ def test_a_recipe_ends_in_a_promoted_artifact_and_runs_only_once(
     pico_recipe: dict[str, Any], module_work: Work
 ) -> None:
     recipe = {**pico_recipe, "promote": {"alias": "production"}}
-    run = optimize.apply(recipe, work=module_work)
+    run = optimize.apply(of_two_rounds(load(recipe)), work=module_work)
     assert run.verdict == "pass"
     assert run.exit_code == 0
     assert run.names == ("finetune", "onnx", "int8")
@@ -41,7 +43,7 @@ def test_a_recipe_ends_in_a_promoted_artifact_and_runs_only_once(
     assert onnx["scores"]["fidelity"]["parent"]["flips"] == 0
     assert run.document["promoted"]["digest"] == int8["digest"]
 
-    again = optimize.apply(copy.deepcopy(recipe), work=module_work)
+    again = optimize.apply(of_two_rounds(load(copy.deepcopy(recipe))), work=module_work)
     assert all(artifact["cached"] for artifact in again.document["artifacts"])
     assert again.document["promoted"] == run.document["promoted"]
     assert [artifact["scores"] for artifact in again.document["artifacts"]] == [
@@ -77,22 +79,27 @@ def test_plan_and_apply_agree(quick: dict[str, Any], work: Work) -> None:
     assert changed == {"source": "CACHED", **applied()}
 
 
-def test_a_comment_or_an_indent_never_runs_anything_again(quick: dict[str, Any], work: Work, tmp_path: Path) -> None:
+def test_a_comment_or_an_indent_never_runs_anything_again(
+    quick: dict[str, Any], built_work: Work, tmp_path: Path
+) -> None:
     first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
     first.write_text(json.dumps(quick))
     second.write_text("# another look\n" + json.dumps(quick, indent=3))
-    one, two = (optimize.apply(path, work=work) for path in (first, second))
+    one, two = (optimize.apply(path, work=built_work) for path in (first, second))
     assert one.document["recipe_digest"] == two.document["recipe_digest"]
     assert all(artifact["cached"] for artifact in two.document["artifacts"])
 
 
-def test_two_clean_work_folders_give_the_same_digests(quick: dict[str, Any], tmp_path: Path) -> None:
-    runs = [optimize.apply(quick, work=tmp_path / place / "work") for place in ("here", "over/there")]
-    one, two = ([artifact["digest"] for artifact in run.document["artifacts"]] for run in runs)
+def test_two_clean_work_folders_give_the_same_digests(quick: dict[str, Any], built_work: Work, tmp_path: Path) -> None:
+    here, there = (optimize.apply(quick, work=place).document for place in (built_work, tmp_path / "over/there/work"))
+    assert not any(artifact["cached"] for artifact in there["artifacts"])
+    one, two = ([artifact["digest"] for artifact in document["artifacts"]] for document in (here, there))
     assert one == two
 
 
-def test_evaluation_rows_reach_no_stage(quick: dict[str, Any], work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_rows_reach_no_stage(
+    quick: dict[str, Any], built_work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Poison: a stage that asks for them is refused, and the refusal is an error of that stage."""
     from optimize.quantize import int8_onnxruntime
 
@@ -100,22 +107,23 @@ def test_evaluation_rows_reach_no_stage(quick: dict[str, Any], work: Work, monke
         return context.data.rows("evaluation")
 
     monkeypatch.setattr(int8_onnxruntime, "run", peek)
+    quick["stages"][2]["per_channel"] = False  # has not run yet
     with pytest.raises(StageError, match="evaluation") as caught:
-        optimize.apply(quick, work=work)
+        optimize.apply(quick, work=built_work)
     assert caught.value.stage == "int8"
-    (run,) = work.runs.iterdir()
+    (run,) = built_work.runs.iterdir()
     document = json.loads((run / "run.json").read_text())
     assert document["error"]["stage"] == "int8"
     assert [artifact["name"] for artifact in document["artifacts"]] == ["finetune", "onnx"]
 
 
-def test_a_failing_gate_promotes_nothing(quick: dict[str, Any], work: Work) -> None:
+def test_a_failing_gate_promotes_nothing(quick: dict[str, Any], built_work: Work) -> None:
     quick["gates"] = [{"metric": "size", "max_ratio": 0.01}]
     quick["promote"] = {"alias": "production"}
-    run = optimize.apply(quick, work=work)
+    run = optimize.apply(quick, work=built_work)
     assert (run.verdict, run.exit_code, run.document["promoted"]) == ("fail", 1, None)
     assert "int8" in run.summary
-    assert not work.registry.list()
+    assert not built_work.registry.list()
 
 
 def test_a_failure_is_never_stored(quick: dict[str, Any], work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,18 +145,18 @@ def test_a_failure_is_never_stored(quick: dict[str, Any], work: Work, monkeypatc
     assert [artifact["cached"] for artifact in run.document["artifacts"]] == [True, False, False]
 
 
-def test_a_flipped_byte_is_refused_and_named(quick: dict[str, Any], work: Work) -> None:
-    run = optimize.apply(quick, work=work)
+def test_a_flipped_byte_is_refused_and_named(quick: dict[str, Any], built_work: Work) -> None:
+    run = optimize.apply(quick, work=built_work)
     target = Path(run.document["artifacts"][1]["path"]) / "model.onnx"
     target.chmod(0o644)
     damaged = bytearray(target.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     target.write_bytes(damaged)
-    assert [problem for problem in work.store.verify_all() if "model.onnx" in str(problem)]
+    assert [problem for problem in built_work.store.verify_all() if "model.onnx" in str(problem)]
     with pytest.raises(optimize.StoreError, match=r"model\.onnx"):
-        optimize.apply(quick, work=work)
+        optimize.apply(quick, work=built_work)
     with pytest.raises(optimize.StoreError, match=r"model\.onnx"):
-        optimize.load(run.document["artifacts"][1]["digest"], work=work)
+        optimize.load(run.document["artifacts"][1]["digest"], work=built_work)
 
 
 def test_a_fresh_head_is_no_baseline(quick: dict[str, Any], work: Work, pico_model: Path, tmp_path: Path) -> None:
@@ -189,11 +197,11 @@ def test_a_metric_of_the_users_own(
     assert run.verdict == "pass"
 
 
-def test_a_chain_forks(quick: dict[str, Any], work: Work) -> None:
+def test_a_chain_forks(quick: dict[str, Any], built_work: Work) -> None:
     quick["stages"].append({"quantize": "int8", "name": "per-tensor", "from": "onnx", "per_channel": False})
     quick["promote"] = {"alias": "production", "select": "accuracy"}
     quick["gates"] = [{"metric": "size", "max_ratio": 1.5}]
-    run = optimize.apply(quick, work=work)
+    run = optimize.apply(quick, work=built_work)
     assert run.names == ("finetune", "onnx", "int8", "per-tensor")
     assert {gate["artifact"] for gate in run.document["gates"]} == {"int8", "per-tensor"}
     picked = run.document["confirmation"]["artifact"]
@@ -201,11 +209,11 @@ def test_a_chain_forks(quick: dict[str, Any], work: Work) -> None:
     assert run.document["promoted"]["digest"] == run[picked].artifact.digest
 
 
-def test_the_leaf_that_others_are_compared_with_may_be_picked(quick: dict[str, Any], work: Work) -> None:
+def test_the_leaf_that_others_are_compared_with_may_be_picked(quick: dict[str, Any], built_work: Work) -> None:
     quick["stages"].append({"quantize": "int8", "name": "per-tensor", "from": "onnx", "per_channel": False})
     quick["promote"] = {"alias": "production", "select": "size"}
     quick["gates"] = [{"metric": "size", "max_ratio": 1.5}, {"metric": "size", "max_ratio": 9, "over": "per-tensor"}]
-    run = optimize.apply(quick, work=work)
+    run = optimize.apply(quick, work=built_work)
     assert run.document["confirmation"]["artifact"] == "per-tensor"
     assert [gate["over"] for gate in run.document["confirmation"]["gates"]] == ["finetune"]
     assert run.document["promoted"]["digest"] == run["per-tensor"].artifact.digest
@@ -219,8 +227,6 @@ def test_a_promotion_that_no_gate_could_allow_is_a_mistake(quick: dict[str, Any]
 
 
 def test_overrides_of_a_loaded_recipe(quick: dict[str, Any], work: Work) -> None:
-    from optimize.recipe import load
-
     planned = optimize.plan(load(quick), work=work, overrides=["stages.finetune.epochs=2"])
     assert planned.recipe.document()["stages"][0]["epochs"] == 2
 

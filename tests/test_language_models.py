@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rounds import of_two_rounds
 
 import optimize
 from optimize.errors import RecipeError
-from optimize.recipe import Recipe, load
+from optimize.recipe import load
 from optimize.report.table import Table
 from optimize.work import Work
 
@@ -99,13 +99,6 @@ def test_a_mistake_about_speed(
 
 
 # From text to verdict
-
-
-def of_two_rounds(recipe: Recipe) -> Recipe:
-    """A recipe can't ask for fewer than six; each starts three processes that import PyTorch."""
-    assert recipe.evaluate.latency is not None
-    latency = recipe.evaluate.latency.model_copy(update={"rounds": 2})
-    return replace(recipe, evaluate=recipe.evaluate.model_copy(update={"latency": latency}))
 
 
 def test_a_run(recipe: dict[str, Any], work: Work) -> None:

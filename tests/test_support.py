@@ -226,7 +226,9 @@ def test_what_is_refused_is_said_beforehand(refused: str, entry: Entry, pico_mod
     assert any(entry.refuses[refused] in diagnostic.message for diagnostic in caught.value.diagnostics)
 
 
-def test_the_table_in_the_readme_is_this_one() -> None:
+def test_the_tables_in_the_readme_are_these() -> None:
     text = README.read_text(encoding="utf-8")
     shown = text.partition(support.BEGIN)[2].partition(support.END)[0].strip()
     assert shown == support.table(), "run `make support`"
+    methods = text.partition(support.METHODS_BEGIN)[2].partition(support.METHODS_END)[0].strip()
+    assert methods == support.methods(), "run `make support`"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rounds import of_two_rounds
 
 import optimize
 from optimize.errors import RecipeError, SourceError
@@ -39,7 +40,8 @@ def recipe(images: Path, **model: Any) -> dict[str, Any]:
 
 
 def test_a_module_is_trained_exported_scored_and_asked(pico_images: Path, work: Work, tmp_path: Path) -> None:
-    run = optimize.apply(recipe(pico_images), work=work)
+    wanted = of_two_rounds(load(recipe(pico_images)))
+    run = optimize.apply(wanted, work=work)
     assert run.verdict == "pass"
     trained, exported = run.document["artifacts"]
     assert [trained["format"], exported["format"]] == ["pytorch", "onnx"]
@@ -56,7 +58,7 @@ def test_a_module_is_trained_exported_scored_and_asked(pico_images: Path, work: 
         optimize.load(folder)
     (again,) = optimize.load(folder, trust_remote_code=True).predict([light])
     assert again["score"] == pytest.approx(answer["score"], abs=1e-4)
-    cached = optimize.apply(recipe(pico_images), work=work)
+    cached = optimize.apply(wanted, work=work)
     assert all(artifact["cached"] for artifact in cached.document["artifacts"])
 
 

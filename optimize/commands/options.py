@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-from optimize.commands.reporting import OutputFormat, note, report, say
+from optimize.commands.reporting import OutputFormat, failure, note, report, say
+from optimize.report.outputs import KINDS, check_kind
 
 UsageError: Any = typer.BadParameter.__base__
 """A wrong command line. Some releases of typer carry their own copy of click: this is the right one's, in public."""
@@ -24,6 +26,10 @@ class Verb(TyperCommand):
         except (typer.Exit, UsageError):
             raise
         except (Exception, KeyboardInterrupt) as error:
+            if kinds := ctx.params.get("reports"):
+                from optimize.report.outputs import of_recipe, write_reports
+
+                write_reports({**of_recipe(ctx.params.get("recipe")), **failure(error)}, None, kinds)
             style = ctx.params.get("output_format", OutputFormat.full)
             return report(
                 error,
@@ -46,6 +52,21 @@ def _use_work(folder: Path | None) -> Path | None:
     return folder
 
 
+class By(str, Enum):
+    """What `sensitivity` changes at a time."""
+
+    layer = "layer"
+    block = "block"
+
+
+def _check_reports(kinds: list[str] | None) -> list[str] | None:
+    """A wrong one is said before hours of work, not after."""
+    for kind in kinds or ():
+        if message := check_kind(kind):
+            raise typer.BadParameter(message)
+    return kinds
+
+
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")]
 Sets = Annotated[
     list[str] | None,
@@ -53,7 +74,28 @@ Sets = Annotated[
 ]
 Style = Annotated[OutputFormat, typer.Option("--output-format", help="How mistakes in the recipe are shown.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on standard output.")]
+Reports = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--report",
+        metavar="KIND[=PATH]",
+        callback=_check_reports,
+        help="Also write the result as " + ", ".join(KINDS) + ". Repeatable.",
+    ),
+]
 Remeasure = Annotated[bool, typer.Option("--remeasure", help="Add latency rounds to those on record.")]
+Remote = Annotated[
+    str | None,
+    typer.Option(
+        "--remote",
+        metavar="URL",
+        envvar="OPTIMIZE_REMOTE",
+        help="A folder, s3://..., gs://...; by default that of settings.yaml in the work folder.",
+    ),
+]
+Trust = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Take models from the remote that hold code or are programs.")
+]
 WorkFolder = Annotated[
     Path | None,
     typer.Option(

@@ -55,6 +55,12 @@ def say(text: object) -> None:
         print(plain(text))
 
 
+def put(text: str) -> None:
+    """Text that is safe to show already, as it is, on standard output."""
+    with _reader_may_leave():
+        print(text, end="")
+
+
 def show(renderable: Any) -> None:
     """Text (a string) or something that rich draws, on standard output. Only a terminal's width wraps text."""
     from optimize.terminal import console, safe

@@ -112,8 +112,8 @@ def explanation(described: Sequence[Mapping[str, Any]]) -> RenderableType:
         takes = f"{', '.join(one['takes'])} -> {one['gives']}"
         fields = plain_table("field", "type", "default", "what it says")
         for name, field in one["fields"].items():
-            default = "required" if field["required"] else _value(field.get("default"))
-            fields.add_row(safe(name), safe(_type(field)), safe(default), safe(field.get("description", "")))
+            default = "required" if field["required"] else value_words(field.get("default"))
+            fields.add_row(safe(name), safe(type_words(field)), safe(default), safe(field.get("description", "")))
         head = Text.assemble(safe(one["stage"], "bold"), safe(f"{backend}  {takes}"))
         parts += [head, Text(), safe(_reflowed(one["documentation"])), Text(), fields]
         if one["install"]:
@@ -127,23 +127,23 @@ def _reflowed(documentation: str) -> str:
     return "\n\n".join(block if "\n " in f"\n{block}" else block.replace("\n", " ") for block in blocks)
 
 
-def _type(field: Mapping[str, Any]) -> str:
+def type_words(field: Mapping[str, Any]) -> str:
     """A JSON Schema type in few words, such as `integer >= 1` or `dynamic | static`."""
     if "enum" in field:
-        return " | ".join(_value(value) for value in field["enum"])
+        return " | ".join(value_words(value) for value in field["enum"])
     if "const" in field:
-        return _value(field["const"])
+        return value_words(field["const"])
     if "anyOf" in field:
-        return " | ".join(_type(choice) for choice in field["anyOf"])
+        return " | ".join(type_words(choice) for choice in field["anyOf"])
     name = str(field.get("type", "any"))
     if name == "array":
-        return f"list of {_type(field.get('items', {}))}"
+        return f"list of {type_words(field.get('items', {}))}"
     signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
     bounds = [f"{sign} {field[key]:g}" for key, sign in signs.items() if key in field]
     return " ".join([name, ", ".join(bounds)]) if bounds else name
 
 
-def _value(value: Any) -> str:
+def value_words(value: Any) -> str:
     import json
 
     return value if isinstance(value, str) else json.dumps(value)

@@ -4,14 +4,17 @@ checkpoints that are known to be whole, and a loss that has to be a number.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimize.artifact import sync_tree
 from optimize.errors import StageError
+from optimize.track.content import CURVES
 
 if TYPE_CHECKING:
     from optimize.context import Context
@@ -101,6 +104,8 @@ def progress(context: Context) -> Any:
             if logs and "loss" in logs:
                 check_loss(logs["loss"], f"at step {state.global_step}")
                 self.loss = f"loss {logs['loss']:.3f}"
+            if logs and state.is_world_process_zero:
+                _note_curve(context.logs, state.global_step, logs)
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if args.world_size > 1:
@@ -112,6 +117,16 @@ def progress(context: Context) -> Any:
             (checkpoint / _COMPLETE).touch()
 
     return Progress()
+
+
+def _note_curve(folder: Path, step: int, logs: Mapping[str, float]) -> None:
+    """A line of the training's curve, for trackers and reports. That it can't be written is no reason to stop."""
+    numbers = {name: one for name, one in logs.items() if isinstance(one, int | float) and math.isfinite(one)}
+    line = {**numbers, "step": step}
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / CURVES).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 def check_loss(loss: float, when: str) -> None:

@@ -103,7 +103,7 @@ class Evaluation:
                 self.scores[name]["fidelity"] = self._fidelity(name)
             if masks.FILE in artifact.files:
                 self.scores[name]["sparsity"] = self._sparsity(artifact)
-            if name != self.baseline and (flips := self._flips(name, artifact)):
+            if self.settings.flips and name != self.baseline and (flips := self._flips(name, artifact)):
                 self.sidecars[f"flips.{name}"] = flips
         if self.settings.latency or self.settings.peak_memory:
             self._measured = measured = measure_processes(
@@ -186,7 +186,7 @@ class Evaluation:
             def work_out(other: str = other, artifact: Artifact = artifact, reference: Artifact = reference) -> Any:
                 return self._outputs.task.fidelity(*self._outputs.pair(name, artifact, other, reference))
 
-            key = {"reference": reference.digest, **self._outputs.key(artifact)}
+            key = {"reference": reference.digest, "spread": "p999", **self._outputs.key(artifact)}
             found[role] = self._store.value("fidelity", key, work_out)
         return found
 

@@ -12,7 +12,8 @@ def fidelity(outputs: NDArray[np.float32], reference: NDArray[np.float32]) -> di
     """Compare logits [n, classes] with a reference's.
 
     `kl`: KL(reference || candidate) a row, in nats. `cosine_distance`: 1 - cosine of the two rows. Both as mean,
-    median, 99 % quantile and maximum over rows. `flips`: rows whose top answer differs, `flip_rate` their share.
+    median, 99 % and 99.9 % quantile and maximum over rows. `flips`: rows whose top answer differs, `flip_rate` their
+    share.
     Outputs with one number a row have no distribution and no top answer: `difference` (absolute) is all there is.
     """
     ours, theirs = (array.reshape(len(array), -1).astype(np.float64) for array in (outputs, reference))
@@ -63,10 +64,11 @@ def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def spread(values: NDArray[np.float64]) -> dict[str, float]:
-    """Mean, median, 99 % quantile and maximum."""
+    """Mean, median, 99 % and 99.9 % quantile, and maximum."""
     return {
         "mean": float(values.mean()),
         "median": float(np.median(values)),
         "p99": float(np.quantile(values, 0.99)),
+        "p999": float(np.quantile(values, 0.999)),
         "max": float(values.max()),
     }

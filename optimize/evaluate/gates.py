@@ -89,8 +89,11 @@ def judge(
 
 
 def verdict_of(results: Sequence[GateResult]) -> Verdict | None:
-    """The worst of the verdicts: fail, inconclusive, pass. None where nothing was asked."""
-    verdicts = {result.verdict for result in results}
+    """The worst of the verdicts: fail, inconclusive, pass. None where nothing was asked.
+
+    What is acknowledged does not count.
+    """
+    verdicts = {"pass" if result.acknowledged else result.verdict for result in results}
     order: tuple[Verdict, ...] = ("fail", "inconclusive", "pass")
     return next((verdict for verdict in order if verdict in verdicts), None)
 
@@ -99,7 +102,8 @@ def exit_code_of(results: Sequence[GateResult]) -> int:
     """1 where a gate failed, 3 where one that doesn't merely warn is inconclusive, else 0."""
     if verdict_of(results) == "fail":
         return 1
-    return 3 if any(result.verdict == "inconclusive" and result.on_inconclusive == "fail" for result in results) else 0
+    open_ = (one for one in results if one.verdict == "inconclusive" and not one.acknowledged)
+    return 3 if any(one.on_inconclusive == "fail" for one in open_) else 0
 
 
 def select_leaf(metric: str, evaluation: Evidence, results: Sequence[GateResult], leaves: Sequence[str]) -> str | None:
@@ -169,6 +173,7 @@ def _judge_one(gate: Gate, comparison: Comparison, evaluation: Evidence) -> Gate
         verdict=verdict,
         reason=f"{_describe(comparison, rule.unit, estimate, ci)}; {rule.words.format(_number(limit))}: {outcome}",
         on_inconclusive=gate.on_inconclusive,
+        location=gate.location,
     )
 
 

@@ -67,6 +67,10 @@ class GateResult:
     verdict: Verdict
     reason: str
     on_inconclusive: Literal["fail", "warn"] = "fail"
+    location: str | None = None
+    """Where the gate stands, `recipe.yaml:12:5`; None where the recipe is no file."""
+    acknowledged: Mapping[str, str] | None = None
+    """{"reason", "expires", "location"} of the line that lets this regression pass for now; the verdict stays."""
 
     def to_json(self) -> dict[str, Any]:
         return to_plain(asdict(self))  # type: ignore[no-any-return]

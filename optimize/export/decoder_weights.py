@@ -84,12 +84,13 @@ def _oriented(weight: Tensor, module: nn.Module) -> Tensor:
 def _read_gptq(folder: Path, skeleton: Any, block: int) -> tuple[Any, Codes]:
     from optimize.quantize import gptq_format
 
-    bits = gptq_format.read_config(folder)["bits"]
+    gptq_format.read_config(folder)
     tensors = _tensors(folder)
     codes: Codes = {}
     for key in [key for key in sorted(tensors) if key.endswith(".qweight")]:
         name = key.removesuffix(".qweight")
-        layer = gptq_format.unpack({end: tensors.pop(f"{name}.{end}") for end in gptq_format.TENSORS}, bits)
+        parts = {end: tensors.pop(f"{name}.{end}") for end in gptq_format.TENSORS}
+        layer, bits = gptq_format.unpack(parts), gptq_format.bits_of(parts["qweight"].shape, parts["g_idx"].shape)
         full, module = _place(skeleton, name)
         codes[full] = nbits.pack(layer, bits, block)
         tensors[f"{name}.weight"] = _oriented(layer.dequantize(), module)

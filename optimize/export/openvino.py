@@ -31,6 +31,7 @@ from optimize.errors import StageError
 from optimize.evaluate.host import computes_in
 from optimize.export import onnx, openvino_graph
 from optimize.export.parity import Check
+from optimize.quantize import openvino_fusion
 from optimize.quiet import quiet
 from optimize.runtimes.onnx import MODEL
 from optimize.runtimes.openvino import PRECISION, library, reason
@@ -81,13 +82,16 @@ def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
         check = Check(parent, context, task.preprocessor(artifact.path, trust_remote_code=trust))
     tolerance = config.tolerance or (_QUANTIZED if "quantized" in graph.details else TOLERANCES[config.precision])
     hint = "try precision: fp32, or export: onnx; raise `tolerance` only if such a difference is harmless"
-    return Artifact.from_directory(
+    result = Artifact.from_directory(
         context.directory,
         format="openvino",
         task=graph.task,
         details={"precision": config.precision, **check.compare("openvino", tolerance, hint)},
         trust_remote_code=trust,
     )
+    if "quantized" in graph.details:
+        openvino_fusion.advise(context.directory, context)
+    return result
 
 
 def _graph(artifact: Artifact, config: Config, context: Context) -> Artifact:

@@ -1,0 +1,5 @@
+"""Methods that take weights, heads, widths or blocks out; one method, one file."""
+
+from optimize.lazy import submodules
+
+__getattr__, __dir__ = submodules(__name__)

@@ -48,6 +48,17 @@ def plain_attention(model: Any) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Without dropout; afterwards as it was."""
+    before = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(before)
+
+
 def loss_of(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
     """The mean loss of a batch of `labelled`. Raises `StageError` where it is no number."""
     import torch

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from optimize.artifact import Artifact
-from optimize.calibration import Calibration
+from optimize.calibration import Calibration, as_inputs
 from optimize.config import Block
 from optimize.context import Context
 from optimize.device import check_device
@@ -31,7 +31,7 @@ from optimize.prune.recovery import Recovery
 from optimize.quiet import quiet
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 VERSION = 1
 
@@ -58,7 +58,7 @@ class Config(Block):
 def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
     """Drop blocks. Raises `StageError` where the model has no list of blocks, or no more than shall stay."""
 
-    from optimize.prune import blocks, recovery, saving
+    from optimize.prune import recovery, saving
     from optimize.prune.forward import labelled, macs, parameters, tensors, timed_inputs, unlabelled
 
     config = resolve_config(config)
@@ -71,12 +71,7 @@ def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
     length = min(config.calibration.max_length, artifact.task.get("max_length", 1 << 30))
     with quiet():
         model = context.task.load_model(artifact.path, artifact.task)
-        depth = len(blocks.of(model))
-        if config.num_hidden_layers >= depth:
-            raise StageError(
-                f"the model has {depth} layers, and num_hidden_layers {config.num_hidden_layers} shall stay",
-                hint=f"set num_hidden_layers to at most {depth - 1}",
-            )
+        _check_depth(model, config)
         rows = unlabelled if config.importance == "angular" else labelled
         batches = rows(artifact, config.calibration, context, model, config.device)
         timed = tensors(timed_inputs(artifact, context, 1, length), model)
@@ -84,24 +79,66 @@ def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
             "params": {"before": parameters(model)},
             "macs": {"before": macs(model, timed), "batch_size": 1, "sequence_length": length},
         }
-        gone = depth - config.num_hidden_layers
-        look = blocks.angular_distances if config.importance == "angular" else blocks.losses_without
-        span = gone if config.consecutive else 1
-        found = look(
-            model.to(config.device), batches, span, lambda done, total: context.update(done, total, "importance")
-        )
+        model.to(config.device)
+        report |= _drop(model, config, batches, lambda done, total: context.update(done, total, "importance"))
         model.cpu()
-        dropped = _least(found, gone, span)
-        # Of `span` blocks from each one on.
-        report["importance"] = {"span": span, "from_layer": [float(f"{value:.4g}") for value in found]}
-        report["layers"] = {"before": depth, "after": depth - gone, "dropped": dropped}
-        blocks.keep(model, [i for i in range(depth) if i not in dropped])
         report["params"]["after"], report["macs"]["after"] = parameters(model), macs(model, timed)
         if config.recovery is not None:
             model, report["recovery"] = recovery.recover(model, config.recovery, artifact, context, 1)
         saving.copy_preprocessor(artifact, context, context.directory)
         report["plain"] = saving.save(model, artifact, context.directory, {})
     return replace(recovery.described(artifact, context.directory), details=report)
+
+
+def apply_to(model: Any, config: Config, batches: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Drop blocks of a model of transformers in place, where it lies.
+
+    `batches` are model inputs, [batch, length] each, as arrays or tensors; with `importance: loss`, and `labels` among
+    them. Returns what the stage leaves in the manifest: {"importance": {"span", "from_layer"}, "layers": {"before",
+    "after", "dropped"}}. Raises `StageError` as `run` does, and for `recovery`.
+    """
+    from optimize.prune.forward import LABELS, evaluating, tensors
+
+    if config.recovery is not None:
+        raise StageError("recovery needs a recipe's rows", hint="leave it out, and train the model afterwards")
+    arrays = as_inputs(batches)
+    if not arrays:
+        raise StageError("no batches to look at")
+    if config.importance == "loss" and any(LABELS not in batch for batch in arrays):
+        raise StageError(f"importance: loss needs `{LABELS}` in every batch", hint="or importance: angular")
+    _check_depth(model, config)
+    device = next(model.parameters()).device
+    with quiet(), evaluating(model):
+        return _drop(model, config, [tensors(batch, model, str(device)) for batch in arrays], lambda *_: None)
+
+
+def _check_depth(model: Any, config: Config) -> None:
+    from optimize.prune import blocks
+
+    depth = len(blocks.of(model))
+    if config.num_hidden_layers >= depth:
+        raise StageError(
+            f"the model has {depth} layers, and num_hidden_layers {config.num_hidden_layers} shall stay",
+            hint=f"set num_hidden_layers to at most {depth - 1}",
+        )
+
+
+def _drop(model: Any, config: Config, batches: Sequence[Any], told: Callable[[int, int], None]) -> dict[str, Any]:
+    """Look at the blocks on the model's device, and leave out those that matter least. What is told of it."""
+    from optimize.prune import blocks
+
+    depth = len(blocks.of(model))
+    gone = depth - config.num_hidden_layers
+    look = blocks.angular_distances if config.importance == "angular" else blocks.losses_without
+    span = gone if config.consecutive else 1
+    found = look(model, batches, span, told)
+    dropped = _least(found, gone, span)
+    blocks.keep(model, [i for i in range(depth) if i not in dropped])
+    return {
+        # Of `span` blocks from each one on.
+        "importance": {"span": span, "from_layer": [float(f"{value:.4g}") for value in found]},
+        "layers": {"before": depth, "after": depth - gone, "dropped": dropped},
+    }
 
 
 def _least(values: Sequence[float], gone: int, span: int) -> list[int]:

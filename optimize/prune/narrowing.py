@@ -11,13 +11,16 @@ from optimize.device import check_device
 from optimize.errors import StageError
 from optimize.planning import resolve_config
 from optimize.prune import dependency, importance, selection
-from optimize.prune.forward import answers, labelled, loss_of, macs, plain_attention, tensors, timed_inputs
+from optimize.prune.forward import LABELS, answers, labelled, loss_of, macs, plain_attention, tensors, timed_inputs
 from optimize.prune.units import Dimension, Dropped, Kind, drop, mask
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from optimize.artifact import Artifact
     from optimize.context import Context
     from optimize.prune.structured import Config
+    from optimize.tasks import Inputs
 
 _TOLERANCE = 1e-3
 """How far answers may be from those of the same model with its units masked, over the largest of them."""
@@ -43,6 +46,13 @@ class Narrowing:
     def load(self, artifact: Artifact) -> Any:
         trust = artifact.trust_remote_code
         return self.context.task.load_model(artifact.path, artifact.task, trust_remote_code=trust)
+
+    def labelled(self, model: Any) -> list[dict[str, Tensor]]:
+        """What importances are the gradients on."""
+        return labelled(self.source, self.config.calibration, self.context, model, self.config.device)
+
+    def told(self, done: int, total: int) -> None:
+        self.context.update(done, total, "importance")
 
     def macs(self, model: Any) -> int:
         return macs(model, tensors(self.timed, model))
@@ -77,7 +87,7 @@ class Narrowing:
         if kind in ("l1", "l2"):
             return importance.magnitudes(model, dimensions, int(kind[1]))
         device = self.config.device
-        batches = labelled(self.source, self.config.calibration, self.context, model, device)
+        batches = self.labelled(model)
         with plain_attention(model):
             found = importance.gradients(
                 model.to(device),
@@ -85,7 +95,7 @@ class Narrowing:
                 batches,
                 loss_of,
                 squared=kind == "hessian",
-                on_batch=lambda done, total: self.context.update(done, total, "importance"),
+                on_batch=self.told,
             )
         model.cpu()
         return found
@@ -132,6 +142,31 @@ class Narrowing:
             distance = float((got[name] - value).abs().max() / value.abs().max().clamp(min=1e-6))
             if same and not distance <= _TOLERANCE:
                 raise _misread(model, f"answers otherwise than with them masked: by {distance:.2g} of `{name}`")
+
+
+class InMemory(Narrowing):
+    """The same for a model in memory: no artifact, and batches in place of rows."""
+
+    def __init__(self, model: Any, config: Config, batches: Sequence[Inputs]) -> None:
+        """Raises `StageError` without batches, and for a model on an accelerator."""
+        if not batches:
+            raise StageError("no batches to run the model on")
+        if next(model.parameters()).device.type != "cpu":
+            raise StageError("a model in memory is pruned on the CPU", hint="model.cpu()")
+        self.config = config.model_copy(update={"device": "cpu"})
+        self.kinds = config.units or (("heads", "ffn") if hasattr(model, "config") else ("channels", "ffn"))
+        self.batches = batches
+        self.timed = {name: values[:1] for name, values in batches[0].items() if name != LABELS}
+        self.length = next(iter(self.timed.values())).shape[-1]
+
+    def labelled(self, model: Any) -> list[dict[str, Tensor]]:
+        if any(LABELS not in batch for batch in self.batches):
+            kind = self.config.importance
+            raise StageError(f"importance: {kind} needs `{LABELS}` in every batch", hint="or importance: l2")
+        return [tensors(batch, model, self.config.device) for batch in self.batches]
+
+    def told(self, done: int, total: int) -> None:
+        """Nobody listens."""
 
 
 def _misread(model: Any, what: str) -> StageError:

@@ -21,7 +21,7 @@ beside it (`details.plain` is false), and it loads through `optimize.load`. Expo
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,7 +29,7 @@ from pydantic import Field, model_validator
 
 from optimize import atomic
 from optimize.artifact import Artifact
-from optimize.calibration import Calibration
+from optimize.calibration import Calibration, as_inputs
 from optimize.config import Block
 from optimize.context import Context
 from optimize.errors import StageError
@@ -129,29 +129,62 @@ def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
         model = narrowing.load(step.artifact)
         if not step.number:
             step.report = _beginning(model, narrowing)
-        report, initial = step.report, step.report["units"]
+        report = step.report
         for number in range(step.number + 1, config.steps + 1):
-            dimensions = narrowing.dimensions(model)
-            scores = narrowing.scores(model, dimensions)
-            ratio = report["pruning_ratio"] * number / config.steps
-            dropped = narrowing.choose(
-                dimensions, scores, {name: told["before"] for name, told in initial.items()}, ratio
-            )
-            narrowing.cut(model, dimensions, dropped)
-            told = {"pruning_ratio": ratio, "params": parameters(model), "macs": narrowing.macs(model)}
-            told["importance"] = _importance(dimensions, scores, dropped)
+            told = _cut(model, narrowing, report, number)
             if config.recovery is not None:
                 model, told["recovery"] = recovery.recover(model, config.recovery, artifact, context, number)
-            for one in dimensions:
-                initial[one.name]["after"] = one.units - len(dropped[one.name])
             report["steps"].append(told)
             if number < config.steps:
                 recovery.keep(recovery.Step(number, artifact, report), model, context)
         report["params"]["after"], report["macs"]["after"] = parameters(model), narrowing.macs(model)
         _check_aim(config, report)
         saving.copy_preprocessor(artifact, context, context.directory)
-        report["plain"] = saving.save(model, artifact, context.directory, _changed(initial))
+        report["plain"] = saving.save(model, artifact, context.directory, _changed(report["units"]))
     return replace(recovery.described(artifact, context.directory), details=report)
+
+
+def apply_to(model: Any, config: Config, batches: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Prune a model of transformers, or a module of one's own, in place, where it lies.
+
+    `batches` are model inputs, [batch, ...] each, as arrays or tensors; `taylor` and `hessian` want `labels` among
+    them. Returns what the stage leaves in the manifest. A config that can't say the new widths still has the old ones.
+    Raises `StageError` as `run` does, and for `recovery` and `max_latency_ms`, which need a recipe's rows.
+    """
+    from optimize.prune.forward import evaluating, parameters
+    from optimize.prune.narrowing import InMemory
+
+    if config.recovery is not None or config.max_latency_ms is not None:
+        knob = "recovery" if config.recovery is not None else "max_latency_ms"
+        raise StageError(f"{knob} needs a recipe's rows", hint="leave it out, and do that with the pruned model")
+    narrowing = InMemory(model, config, as_inputs(batches))
+    with quiet(), evaluating(model):
+        report = _beginning(model, narrowing)
+        for number in range(1, config.steps + 1):
+            report["steps"].append(_cut(model, narrowing, report, number))
+    report["params"]["after"], report["macs"]["after"] = parameters(model), narrowing.macs(model)
+    _check_aim(config, report)
+    return report
+
+
+def _cut(model: Any, narrowing: Narrowing, report: dict[str, Any], number: int) -> dict[str, Any]:
+    """One of the steps, in place. What is told of it; `report` has the units that are left."""
+    from optimize.prune.forward import parameters
+
+    initial = report["units"]
+    dimensions = narrowing.dimensions(model)
+    scores = narrowing.scores(model, dimensions)
+    ratio = report["pruning_ratio"] * number / narrowing.config.steps
+    dropped = narrowing.choose(dimensions, scores, {name: told["before"] for name, told in initial.items()}, ratio)
+    narrowing.cut(model, dimensions, dropped)
+    for one in dimensions:
+        initial[one.name]["after"] = one.units - len(dropped[one.name])
+    return {
+        "pruning_ratio": ratio,
+        "params": parameters(model),
+        "macs": narrowing.macs(model),
+        "importance": _importance(dimensions, scores, dropped),
+    }
 
 
 def _beginning(model: Any, narrowing: Narrowing) -> dict[str, Any]:

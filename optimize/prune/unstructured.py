@@ -13,6 +13,13 @@ Alistarh, 2023, https://arxiv.org/abs/2301.00774). Those two go through the mode
 does, each layer on what the pruned ones before it put out: one block's weights are in memory at a time, and a killed
 run goes on behind the last finished block. `unstructured_scores.py` and `unstructured_solver.py` have the mathematics.
 
+`layers` gives some layers another sparsity than the rest, such as those to which the answers are the least sensitive
+(`optimize sensitivity` finds them):
+
+      - prune: unstructured
+        sparsity: 0.5
+        layers: {"model.layers.0.*": {sparsity: 0.3}, "model.layers.1.mlp.up_proj": {sparsity: 0.6}}
+
 The checkpoint is as large and as fast as before: zeros are stored and multiplied like any other number. It is a step
 towards a runtime that skips them, and `scores.sparsity` and a warning say so. `sparsity.json` beside the weights names
 the pruned layers; `quantize: gptq` and `distill: finetune` keep their zeros.
@@ -24,7 +31,7 @@ share of its output's energy that pruning changed (`error`), beside the same of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
@@ -38,11 +45,12 @@ from optimize.blockwise.blocks import Blocks
 from optimize.blockwise.finished import Finished
 from optimize.blockwise.lazy_weights import checkpoint_tensors, stored, write_checkpoint
 from optimize.blockwise.sequence import activation_bytes, change_layers, layer_rows, layers_inside, oriented, rounded
-from optimize.calibration import Calibration, calibration_batches
+from optimize.calibration import Calibration, as_inputs, calibration_batches
 from optimize.config import Block
 from optimize.context import Context
 from optimize.device import check_device
 from optimize.errors import StageError
+from optimize.notebook.layer_table import LayerTable
 from optimize.planning import resolve_config
 from optimize.prune import masks
 from optimize.prune.unstructured_layers import ByMagnitude, Pruner, described
@@ -53,11 +61,17 @@ from optimize.quiet import quiet
 if TYPE_CHECKING:
     from torch import nn
 
-    from optimize.tasks import Inputs
 
 VERSION = 1
 
 HONEST = "zeros are stored and multiplied like any other number: by itself this is neither smaller nor faster"
+
+
+class Layer(Block):
+    """What is otherwise in some layers."""
+
+    sparsity: float = Field(ge=0, lt=1)
+    """Share of the weights that become 0; with 0 the layer stays dense."""
 
 
 class Config(Block):
@@ -76,6 +90,9 @@ class Config(Block):
     """Globs of the names of linear layers inside the blocks that are pruned."""
     ignore: tuple[str, ...] = ()
     """Globs of names of layers that stay dense all the same."""
+    layers: dict[str, Layer] = {}
+    """Names of layers, or globs of them, that get another `sparsity`. A whole name goes before any glob; two globs may
+    not say different things of one layer."""
     damp_percent: float = Field(0.01, gt=0, lt=1)
     """SparseGPT: share of the Hessian's mean diagonal that is added to it; raised where it can't be factorised
     otherwise."""
@@ -112,6 +129,9 @@ class Config(Block):
             raise ValueError(
                 "global_pruning is for importance: magnitude; the others measure each layer by its own output"
             )
+        if self.layers and (structure.of or self.global_pruning):
+            told = "global_pruning" if self.global_pruning else f"mask_structure {self.mask_structure}"
+            raise ValueError(f"{told} says how much every layer loses; leave it or `layers` out")
         if self.global_pruning and structure.of:
             raise ValueError("global_pruning has no say in an N:M pattern, which is the same everywhere")
         return self
@@ -122,6 +142,12 @@ class Config(Block):
             return Structure(self.sparsity or 0.5)
         zeros, of = map(int, self.mask_structure.split(":"))
         return Structure(zeros / of, zeros, of)
+
+    def structures(self, layers: Iterable[str]) -> dict[str, Structure]:
+        """How much each layer loses. Raises `StageError` where `layers` contradicts itself or names nothing."""
+        names = list(layers)
+        own = checkpoint.settings_of(names, self.layers)
+        return {name: Structure(own[name].sparsity) if name in own else self.structure for name in names}
 
 
 def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
@@ -182,18 +208,22 @@ def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
     )
 
 
-def apply_to(model: Any, config: Config, batches: Sequence[Inputs] = ()) -> list[dict[str, Any]]:
+def apply_to(model: Any, config: Config, batches: Iterable[Mapping[str, Any]] = ()) -> LayerTable:
     """Prune the weights of a model of transformers in place, where it lies and in its own type.
 
-    `batches` are model inputs, int64 [batch, length] each; magnitude needs none. Returns the table of layers.
+    `batches` are model inputs, int64 [batch, length] each, as arrays or tensors; magnitude needs none. Returns the
+    table of layers.
     """
+    batches = as_inputs(batches)
     if config.importance == "magnitude":
         layers, _ = _in_lists(model, config)
         weights = {name: oriented(layer) for name, layer in layers.items()}
         level = cut(weights.values, config.structure.sparsity) if config.global_pruning else None
-        for weight in weights.values():
-            weight.masked_fill_(below(weight, *level) if level else magnitude(weight.float(), config.structure), 0)
-        return [{"name": name, **described(weight)} for name, weight in weights.items()]
+        structures = config.structures(layers)
+        for name, weight in weights.items():
+            weight.masked_fill_(below(weight, *level) if level else magnitude(weight.float(), structures[name]), 0)
+        rows = [{"name": name, **described(weight)} for name, weight in weights.items()]
+        return LayerTable(rows, "pruned by magnitude")
     blocks = Blocks(model, None)
     layers, _ = layers_inside(model, blocks, config.targets, config.ignore)
     _check_widths(layers, config)
@@ -202,7 +232,16 @@ def apply_to(model: Any, config: Config, batches: Sequence[Inputs] = ()) -> list
         finished = Finished(Path(scratch), in_memory=True, device=model.device)
         sequential = config.true_sequential
         change_layers(blocks, layers, batches, pruner, finished, lambda *_: None, sequential=sequential)
-        return layer_rows(finished)
+        return LayerTable(layer_rows(finished), f"pruned by {config.importance}")
+
+
+def layers_of(model: Any, config: Config) -> dict[str, nn.Module]:
+    """The layers of a whole model that would be pruned, by name. Raises `StageError` as `run` does."""
+    if config.importance == "magnitude":
+        return _in_lists(model, config)[0]
+    layers, _ = layers_inside(model, Blocks(model, None), config.targets, config.ignore)
+    _check_widths(layers, config)
+    return layers
 
 
 def _in_lists(model: Any, config: Config) -> tuple[dict[str, nn.Module], list[str]]:

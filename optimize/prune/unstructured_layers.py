@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from optimize.blockwise.sequence import Changed, Moment, oriented, rounded
-from optimize.prune.unstructured_scores import below, cut, magnitude
+from optimize.prune.unstructured_scores import Structure, below, cut, magnitude
 from optimize.prune.unstructured_solver import prune_sparsegpt, prune_wanda
 
 if TYPE_CHECKING:
@@ -29,9 +30,27 @@ class Pruner:
     sparse: frozenset[str] = frozenset()
     """Layers whose zeros are a mask already."""
 
+    @cached_property
+    def structures(self) -> dict[str, Structure]:
+        return self.config.structures(self.layers)
+
     def __call__(self, names: Sequence[str], weights: Sequence[Tensor], moment: Moment) -> list[Changed]:
         """`Change` of `blockwise.sequence`: what is stored of a layer is its `weight`, as the checkpoint has it."""
-        config, structure = self.config, self.config.structure
+        alike: dict[Structure, list[int]] = {}
+        for index, name in enumerate(names):
+            alike.setdefault(self.structures[name], []).append(index)
+        changed: dict[int, Changed] = {}
+        for structure, places in alike.items():
+            some = [names[i] for i in places]
+            changed |= dict(
+                zip(places, self._alike(some, [weights[i] for i in places], moment, structure), strict=True)
+            )
+        return [changed[i] for i in range(len(names))]
+
+    def _alike(
+        self, names: Sequence[str], weights: Sequence[Tensor], moment: Moment, structure: Structure
+    ) -> list[Changed]:
+        config = self.config
         results: list[tuple[Tensor, dict[str, Any]]]
         if not moment.tokens:
             unknown = {"error": None, "magnitude_error": None, "ratio": None}
@@ -89,7 +108,7 @@ class ByMagnitude:
         tensors: Mapping[str, Stored],
         update: Callable[[float, float, str], None],
     ) -> None:
-        self._config, self._layers, self._update = config, layers, update
+        self._layers, self._update, self._structures = layers, update, config.structures(layers)
         self._names = {tensors[f"{name}.weight"].key: name for name in layers}
         self._cut = None
         if config.global_pruning:
@@ -107,7 +126,7 @@ class ByMagnitude:
             return tensor
         name = self._names[key]
         weight = oriented(self._layers[name], tensor).float()
-        mask = below(weight, *self._cut) if self._cut else magnitude(weight, self._config.structure)
+        mask = below(weight, *self._cut) if self._cut else magnitude(weight, self._structures[name])
         pruned = tensor.masked_fill(oriented(self._layers[name], mask), 0)
         self._rows[name] = {"name": name, **described(pruned)}
         self._update(len(self._rows), len(self._layers), name)

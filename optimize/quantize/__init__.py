@@ -1,0 +1,5 @@
+"""Methods that store weights in fewer bits; one method, one file."""
+
+from optimize.lazy import submodules
+
+__getattr__, __dir__ = submodules(__name__)

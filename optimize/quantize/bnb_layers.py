@@ -10,6 +10,7 @@ from optimize.artifact import Artifact
 from optimize.blockwise.lazy_weights import checkpoint_tensors
 from optimize.device import check_device
 from optimize.errors import StageError
+from optimize.notebook.layer_table import LayerTable
 from optimize.quantize import checkpoint
 from optimize.runtimes.quantized import load_library
 
@@ -60,11 +61,8 @@ def run(
         layer = name.removesuffix(".weight")
         if layer == name or layer not in chosen:
             return {name: tensor}
-        if not tensor.isfinite().all():
-            raise StageError(f"{name} holds a number that is not finite", hint="look at the stage before")
-        if (largest := tensor.abs().max().item()) > limit:
-            raise StageError(f"{name} holds {largest:.4g}, and bitsandbytes quantises from float16", hint="`ignore` it")
         matrix = tensor.T if chosen[layer] else tensor
+        _check(name, matrix, limit)
         stored, meant = quantize(matrix.contiguous().to(device))
         errors[layer] = _relative_error(matrix, meant)
         weights += tensor.numel()
@@ -93,6 +91,38 @@ def run(
     if result.size_bytes >= artifact.size_bytes:
         context.warn("the quantised checkpoint is no smaller than its parent")
     return result
+
+
+def apply_to(
+    model: Any,
+    title: str,
+    *,
+    ignore: tuple[str, ...],
+    lm_head: bool,
+    quantize: Quantize,
+    unfit: Unfit = lambda rows, columns: None,
+    limit: float = math.inf,
+) -> LayerTable:
+    """Round the weights of a model of transformers in place; they stay in float, where they lie. Raises as `run`."""
+    load_library("bitsandbytes", extra="bitsandbytes")
+    chosen, _ = _choose(model, ignore, lm_head, unfit)
+    rows = []
+    for name, turned in chosen.items():
+        weight = model.get_submodule(name).weight.detach()
+        matrix = weight.T if turned else weight
+        _check(name, matrix, limit)
+        stored, meant = quantize(matrix.contiguous())
+        bits = 8 * sum(value.nbytes for value in stored.values()) / weight.numel()
+        rows.append({"name": name, "bits": round(bits, 3), "relative_error": _relative_error(matrix, meant)})
+        matrix.copy_(meant)
+    return LayerTable(rows, title)
+
+
+def _check(name: str, weight: torch.Tensor, limit: float) -> None:
+    if not weight.isfinite().all():
+        raise StageError(f"{name} holds a number that is not finite", hint="look at the stage before")
+    if (largest := weight.abs().max().item()) > limit:
+        raise StageError(f"{name} holds {largest:.4g}, and bitsandbytes quantises from float16", hint="`ignore` it")
 
 
 def _names(artifact: Artifact, model: Any) -> dict[str, str]:
@@ -142,7 +172,7 @@ def _choose(model: Any, ignore: tuple[str, ...], lm_head: bool, unfit: Unfit) ->
 
 def _relative_error(weight: torch.Tensor, meant: torch.Tensor) -> float:
     """Frobenius norm of the difference over that of the weight."""
-    exact = weight.double()
+    exact = weight.double().cpu()
     return _rounded(((meant.double().cpu() - exact).norm() / exact.norm().clamp_min(1e-30)).item())
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import torch
+    from torch import nn
 
 VERSION = 1
 
@@ -48,15 +49,7 @@ def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
             counts["kept"] += 1
             return {name: tensor}
         counts["cast"] += 1
-        result = tensor.to(dtype)
-        lost = result.isinf() & tensor.isfinite()
-        if lost.any():
-            largest = tensor[lost].abs().max().item()
-            raise StageError(
-                f"{name} holds {largest:.4g}, and {config.dtype} ends at {torch.finfo(dtype).max:.4g}",
-                hint="set dtype: bfloat16, which has the range of float32",
-            )
-        return {name: result}
+        return {name: _cast(name, tensor, dtype)}
 
     settings = checkpoint.float_config(artifact)
     settings.pop("torch_dtype", None)  # what older libraries called it
@@ -72,3 +65,35 @@ def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
         details={"dtype": config.dtype, "tensors": counts},
         trust_remote_code=artifact.trust_remote_code,
     )
+
+
+def apply_to(model: nn.Module, config: Config) -> dict[str, int]:
+    """Cast every stored tensor of a module in place, where it lies; no rows are needed.
+
+    Returns {"cast", "kept"}: how many tensors were of another type, and of this or of whole numbers. Raises
+    `StageError` where a weight lies outside the type's range; nothing has changed then.
+    """
+    import torch
+
+    dtype = getattr(torch, config.dtype)
+    stored = {id(tensor): (name, tensor) for name, tensor in model.state_dict(keep_vars=True).items()}  # tied ones once
+    wanted = [(n, t) for n, t in stored.values() if t.is_floating_point() and t.dtype != dtype]
+    for name, tensor in wanted:
+        _cast(name, tensor.detach(), dtype)
+    for name, tensor in wanted:
+        tensor.data = _cast(name, tensor.detach(), dtype)
+    return {"cast": len(wanted), "kept": len(stored) - len(wanted)}
+
+
+def _cast(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    import torch
+
+    result = tensor.to(dtype)
+    lost = result.isinf() & tensor.isfinite()
+    if lost.any():
+        kind = str(dtype).removeprefix("torch.")
+        raise StageError(
+            f"{name} holds {tensor[lost].abs().max().item():.4g}, and {kind} ends at {torch.finfo(dtype).max:.4g}",
+            hint="set dtype: bfloat16, which has the range of float32",
+        )
+    return result

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from optimize import shapes
 from optimize.errors import StageError
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
+Setting = TypeVar("Setting")
 Convert = Callable[[str, "torch.Tensor"], Mapping[str, "torch.Tensor"]]
 """(name, tensor) -> what takes its place in the file, by name."""
 
@@ -120,6 +121,28 @@ def choose(
     if not chosen:
         raise StageError("no linear layer is left", hint="look at `targets` and `ignore`")
     return {name: layer for name, layer in layers.items() if name in chosen}, sorted(layers.keys() - chosen)
+
+
+def settings_of(layers: Iterable[str], settings: Mapping[str, Setting]) -> dict[str, Setting]:
+    """What a stage's `layers` says of those layers that it names, by name or glob.
+
+    The order in which it says so means nothing: a whole name goes before any glob, and of two globs that match the same
+    layer both have to say the same. Raises `StageError` where they don't, or where one matches nothing.
+    """
+    names = list(layers)
+    found: dict[str, Setting] = {}
+    by: dict[str, str] = {}
+    for glob in sorted(settings):
+        for name in matching(names, (glob,), "layers"):
+            if name in settings and glob != name:
+                continue
+            if found.setdefault(name, settings[glob]) != settings[glob]:
+                raise StageError(
+                    f"`layers` says two things of {name}: by {by[name]!r} and by {glob!r}",
+                    hint="give that layer a line of its own, with its whole name",
+                )
+            by[name] = glob
+    return found
 
 
 def _converted(shard: Path, convert: Convert) -> dict[str, torch.Tensor]:

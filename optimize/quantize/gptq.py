@@ -14,32 +14,43 @@ weights are in memory at a time, read from the checkpoint when its turn comes; a
 finished block. What stands outside the blocks (embeddings, the head but for `lm_head: true`) stays in float. Zeros of a
 pruned model stay zeros (`prune: unstructured`).
 
+`layers` gives some layers other bits or another group size than the rest, such as those to which the answers are the
+most sensitive (`optimize sensitivity` finds them):
+
+      - quantize: gptq
+        bits: 3
+        layers: {"model.layers.0.*": {bits: 8}, "model.layers.1.mlp.down_proj": {bits: 4, group_size: 32}}
+
+Such a checkpoint loads in GPTQModel, whose `dynamic` it is written in, in `optimize.load` and in every export of ours.
+transformers by itself reads one width for all layers and refuses it.
+
 `details["layers"]` lists for each layer the share of its output's energy that quantisation changed (`error`) and the
 same of rounding to nearest (`rtn_error`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from optimize.artifact import Artifact
 from optimize.blockwise.abreast import memory_returned, threads
 from optimize.blockwise.blocks import Blocks
 from optimize.blockwise.finished import Finished
 from optimize.blockwise.lazy_weights import Stored, checkpoint_tensors, write_checkpoint
-from optimize.blockwise.sequence import activation_bytes, change_layers, layer_rows, layers_inside, oriented
-from optimize.calibration import Calibration, calibration_batches
+from optimize.blockwise.sequence import activation_bytes, change_layers, layer_rows, layers_inside, oriented, rounded
+from optimize.calibration import Calibration, as_inputs, calibration_batches
 from optimize.config import Block
 from optimize.context import Context
 from optimize.device import check_device
 from optimize.errors import StageError
+from optimize.notebook.layer_table import LayerTable
 from optimize.planning import resolve_config
 from optimize.prune.masks import pruned_layers
 from optimize.quantize import checkpoint
@@ -57,6 +68,23 @@ VERSION = 3
 
 _UNIT = 32
 """Layers' widths must be multiples of it, so that codes fill whole words of the checkpoint."""
+
+
+class Layer(Block):
+    """What is otherwise in some layers."""
+
+    bits: Literal[2, 3, 4, 8] | None = None
+    """Of a weight's code; by default the stage's."""
+    group_size: int | None = Field(None, ge=-1)
+    """Inputs that share a scale; by default the stage's."""
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Layer:
+        if self.bits is None and self.group_size is None:
+            raise ValueError("say `bits`, `group_size` or both")
+        if self.group_size == 0:
+            raise ValueError("group_size is -1 (all of a row) or at least 1")
+        return self
 
 
 class Config(Block):
@@ -85,6 +113,9 @@ class Config(Block):
     """Globs of the names of linear layers inside the blocks that are quantised."""
     ignore: tuple[str, ...] = ()
     """Globs of names of layers that stay in float all the same."""
+    layers: dict[str, Layer] = {}
+    """Names of layers, or globs of them, that get other `bits` or another `group_size`. A whole name goes before any
+    glob; two globs may not say different things of one layer."""
     lm_head: bool = False
     """Quantise the output head, too. One that is tied to the embedding then ships beside it."""
     calibration: Calibration = Calibration()
@@ -125,16 +156,18 @@ def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
         head = _head(model) if config.lm_head else None
         blocks = Blocks(model, tensors, head=head, compute_dtype=getattr(torch, config.compute_dtype))
         layers, kept = _chosen(model, blocks, config)
+        grids = grids_of(layers, config)
         batches = calibration_batches(artifact, config.calibration, context)
         device = torch.device(config.device)
         in_memory = activation_bytes(model, layers, batches) <= config.activations_mb * 10**6
         finished = Finished(context.scratch / "blocks", in_memory=in_memory, device=device)
         sparse = pruned_layers(artifact)
         with blocks.opened(device):
-            _quantize(blocks, layers, batches, config, finished, context.update, sparse)
+            _quantize(blocks, layers, grids, batches, config, finished, context.update, sparse)
     rows = layer_rows(finished)
     _warn(rows, context)
-    _write(artifact, settings, config, context, tensors, finished.tensors(), kept, blocks.prefix)
+    others = {name: grid for name, grid in grids.items() if grid != _grid(config)}
+    _write(artifact, settings, config, context, tensors, finished.tensors(), kept, others, blocks.prefix)
     return Artifact.from_directory(
         context.directory,
         format="transformers",
@@ -145,6 +178,7 @@ def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
             "sym": config.sym,
             "compute_dtype": config.compute_dtype,
             "kept": kept,
+            **({"mean_bits": _mean_bits(layers, grids)} if others else {}),
             "summary": _summary(rows),
             "layers": rows,
         },
@@ -152,12 +186,13 @@ def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
     )
 
 
-def apply_to(model: Any, config: Config, batches: Sequence[Inputs]) -> list[dict[str, Any]]:
+def apply_to(model: Any, config: Config, batches: Iterable[Mapping[str, Any]]) -> LayerTable:
     """Round the weights of a model of transformers in place, where it lies and in its own type.
 
-    `batches` are model inputs, int64 [batch, length] each. Returns the table of layers. The weights stay in float:
-    `run` is what stores them packed.
+    `batches` are model inputs, int64 [batch, length] each, as arrays or tensors. Returns the table of layers. The
+    weights stay in float: `run` is what stores them packed, and they stand for the same numbers.
     """
+    batches = as_inputs(batches)
     blocks = Blocks(model, None, head=_head(model) if config.lm_head else None)
     layers, _ = _chosen(model, blocks, config)
     if config.lm_head:  # the embedding that it may be tied to stays as it is
@@ -165,20 +200,44 @@ def apply_to(model: Any, config: Config, batches: Sequence[Inputs]) -> list[dict
         head.weight = type(head.weight)(head.weight.detach().clone())
     with TemporaryDirectory() as scratch, quiet(), threads(config.threads), blocks.opened(model.device):
         finished = Finished(Path(scratch), in_memory=True, device=model.device)
-        _quantize(blocks, layers, batches, config, finished, lambda *_: None)
-        return layer_rows(finished)
+        _quantize(blocks, layers, grids_of(layers, config), batches, config, finished, lambda *_: None)
+        return LayerTable(layer_rows(finished), f"GPTQ, {config.bits} bits")
+
+
+def grids_of(layers: Iterable[str], config: Config) -> dict[str, Grid]:
+    """The grid of each layer. Raises `StageError` where `layers` in the config contradicts itself or names nothing."""
+    names = list(layers)
+    own = checkpoint.settings_of(names, config.layers)
+    return {name: _grid(config, own.get(name)) for name in names}
+
+
+def _grid(config: Config, own: Layer | None = None) -> Grid:
+    bits, size = (own.bits, own.group_size) if own else (None, None)
+    return Grid(bits or config.bits, config.group_size if size is None else size, config.sym)
+
+
+def _mean_bits(layers: Mapping[str, nn.Module], grids: Mapping[str, Grid]) -> float:
+    """Of a weight's code."""
+    weights = {name: oriented(layer).numel() for name, layer in layers.items()}
+    return rounded(sum(grids[name].bits * count for name, count in weights.items()) / sum(weights.values()))
+
+
+def layers_of(model: Any, config: Config) -> dict[str, nn.Module]:
+    """The layers of a whole model that would be quantised, by name. Raises `StageError` as `run` does."""
+    return _chosen(model, Blocks(model, None, head=_head(model) if config.lm_head else None), config)[0]
 
 
 def _quantize(
     blocks: Blocks,
     layers: Mapping[str, nn.Module],
+    grids: Mapping[str, Grid],
     batches: Sequence[Inputs],
     config: Config,
     finished: Finished,
     update: Callable[[float, float, str], None],
     sparse: frozenset[str] = frozenset(),
 ) -> None:
-    change = partial(quantize_layers, config=config, sparse=sparse)
+    change = partial(quantize_layers, config=config, grids=grids, sparse=sparse)
     change_layers(blocks, layers, batches, change, finished, update, sequential=config.true_sequential)
 
 
@@ -189,8 +248,10 @@ def _chosen(model: Any, blocks: Blocks, config: Config) -> tuple[dict[str, nn.Mo
     """
     chosen, kept = layers_inside(model, blocks, config.targets, config.ignore)
     shapes = {name: tuple(oriented(layer).shape) for name, layer in chosen.items()}
-    size = config.group_size
-    _refuse(f"group_size {size} does not divide the inputs of", shapes, lambda _, i: size != -1 and i % size != 0)
+    sizes = {name: grid.group_size for name, grid in grids_of(chosen, config).items()}
+    for size in sorted(set(sizes.values()) - {-1}):
+        here = {name: shape for name, shape in shapes.items() if sizes[name] == size}
+        _refuse(f"group_size {size} does not divide the inputs of", here, lambda _, i, size=size: i % size != 0)  # type: ignore[misc]
     _refuse(f"no multiples of {_UNIT} are the widths of", shapes, lambda o, i: bool(o % _UNIT or i % _UNIT))
     return chosen, kept
 
@@ -223,6 +284,7 @@ def _write(
     tensors: Mapping[str, Stored],
     packed: Mapping[str, Stored],
     kept: list[str],
+    others: Mapping[str, Grid],
     prefix: str,
 ) -> None:
     """The checkpoint: packed layers, all else as it was."""
@@ -239,13 +301,14 @@ def _write(
     write_checkpoint(context.directory, pieces)
     checkpoint.copy_others(artifact, context.directory)
     described = quantization_config(
-        Grid(config.bits, config.group_size, config.sym),
+        _grid(config),
         damp_percent=config.damp_percent,
         desc_act=config.desc_act,
         static_groups=config.static_groups,
         true_sequential=config.true_sequential,
         quantized=quantized,
         kept=kept,
+        others=others,
     )
     # transformers (through optimum) knows the blocks of some decoders only, and a head by its full name at most.
     described["block_name_to_quantize"] = prefix

@@ -8,6 +8,9 @@ in a stream of 32-bit words, lowest bits first (of 3 bits, 32 codes fill 3 words
     scales   float16 [groups, out]
     g_idx    int32 [in]                        the group of each input; groups = ceil(in / group_size)
 
+Bits and group size may differ by layer: `dynamic` in config.json has a regular expression of its name for each that is
+not as the rest, and the shapes say the same.
+
 weight[o, i] = scales[g, o] * (code[i, o] - zero[g, o]), with g = g_idx[i]. Because the zero point is stored less 1 and
 loaders add 1 to whole words, a zero point of 0 would carry into its neighbour: `Grid`s give 1 to 2^bits - 1.
 
@@ -17,6 +20,8 @@ What loads it is narrower than the format. Measured with transformers 5.23, opti
 - `group_size` must be -1, 16, 32, 64, 128, 256, 512, 1024, or `in` of every layer; 192, say, is refused by the loader;
 - of 4 bits, a group must have 32, 64, 128 or 256 inputs and divide `in` (so -1 only where `in` is one of these); other
   bits take a ragged last group and any `in`;
+- layers of different bits load in GPTQModel (in float16) and through `optimize.load`; transformers alone (optimum) does
+  not read `dynamic`, and refuses the shapes;
 - all of bits 2, 3, 4 and 8, symmetric or not, negative scales, and `g_idx` in any order give exactly `dequantize()`,
   rounded to the float16 that they compute in.
 """
@@ -25,7 +30,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,10 +57,11 @@ def pack(quantized: Quantized, bits: int) -> dict[str, Tensor]:
     }
 
 
-def unpack(tensors: Mapping[str, Tensor], bits: int) -> Quantized:
-    """The inverse of `pack`."""
+def unpack(tensors: Mapping[str, Tensor]) -> Quantized:
+    """The inverse of `pack`; the shapes say how many bits there are."""
     import torch
 
+    bits = bits_of(tensors["qweight"].shape, tensors["g_idx"].shape)
     zeros = (_unpack(tensors["qzeros"], bits, along=1) + 1) & (2**bits - 1)
     return Quantized(
         codes=_unpack(tensors["qweight"], bits).T.to(torch.uint8).contiguous(),
@@ -63,6 +69,18 @@ def unpack(tensors: Mapping[str, Tensor], bits: int) -> Quantized:
         zeros=zeros.T.to(torch.uint8).contiguous(),
         group_of=tensors["g_idx"].to(torch.int32),
     )
+
+
+def bits_of(qweight: Sequence[int], g_idx: Sequence[int]) -> int:
+    """Of a layer's codes, from the shapes of two of its tensors."""
+    return qweight[0] * _WORD // g_idx[0]
+
+
+def packed_bytes(shape: Sequence[int], grid: Grid) -> int:
+    """Of the four tensors of a layer of weight [out, in]."""
+    out, width = shape
+    groups = grid.groups(width)
+    return out * width * grid.bits // 8 + groups * out * grid.bits // 8 + 2 * groups * out + 4 * width
 
 
 def quantized_layers(folder: Path) -> list[str]:
@@ -74,12 +92,13 @@ def load_layer(folder: Path, name: str) -> Quantized:
     """One layer of a checkpoint. Raises `StageError` where it is not of `checkpoint_format: gptq`."""
     from safetensors import safe_open
 
+    read_config(folder)
     places = _places(folder)
     tensors = {}
     for ending in TENSORS:
         with safe_open(folder / places[f"{name}.{ending}"], "pt") as file:
             tensors[ending] = file.get_tensor(f"{name}.{ending}")
-    return unpack(tensors, read_config(folder)["bits"])
+    return unpack(tensors)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -99,12 +118,14 @@ def quantization_config(
     true_sequential: bool,
     quantized: Iterable[str] = (),
     kept: Iterable[str] = (),
+    others: Mapping[str, Grid] | None = None,
     tool: str = "optimize",
 ) -> dict[str, Any]:
     """What config.json says under `quantization_config`, and quantize_config.json as a whole.
 
     `quantized` and `kept` are full names of the linear layers inside the blocks; they are only written where some are
-    `kept` in float. `desc_act` is what a loader must know: whether `g_idx` is out of order, which static groups avoid.
+    `kept` in float. `others` are the quantised layers that have another grid than `grid`. `desc_act` is what a loader
+    must know: whether `g_idx` is out of order, which static groups avoid.
     """
     config: dict[str, Any] = {
         "quant_method": "gptq",
@@ -124,6 +145,13 @@ def quantization_config(
         # transformers (through optimum) replaces layers whose names end like these; GPTQModel and vLLM read `dynamic`.
         config["modules_in_block_to_quantize"] = [sorted(quantized)]
         config["dynamic"] = {f"-:^{re.escape(name)}$": {} for name in kept}
+    if others:
+        config.setdefault("dynamic", {}).update(
+            {
+                f"+:^{re.escape(name)}$": {"bits": one.bits, "group_size": one.group_size}
+                for name, one in sorted(others.items())
+            }
+        )
     return config
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from optimize.blockwise.sequence import Changed, Moment, rounded
@@ -16,10 +16,35 @@ if TYPE_CHECKING:
 
 
 def quantize_layers(
-    names: Sequence[str], weights: Sequence[Tensor], moment: Moment, config: Config, sparse: frozenset[str]
+    names: Sequence[str],
+    weights: Sequence[Tensor],
+    moment: Moment,
+    config: Config,
+    grids: Mapping[str, Grid],
+    sparse: frozenset[str],
 ) -> list[Changed]:
-    """Codes for each layer. `weights` [out, in] are as the checkpoint has them; zeros of the `sparse` ones stay it."""
-    grid = Grid(config.bits, config.group_size, config.sym)
+    """Codes for each layer, on its grid of `grids`. `weights` [out, in] are as the checkpoint has them; zeros of the
+    `sparse` ones stay it.
+    """
+    alike: dict[Grid, list[int]] = {}
+    for index, name in enumerate(names):
+        alike.setdefault(grids[name], []).append(index)
+    changed: dict[int, Changed] = {}
+    for grid, places in alike.items():
+        some = [names[i] for i in places]
+        made = _on_a_grid(some, [weights[i] for i in places], moment, config, grid, sparse)
+        changed |= dict(zip(places, made, strict=True))
+    return [changed[i] for i in range(len(names))]
+
+
+def _on_a_grid(
+    names: Sequence[str],
+    weights: Sequence[Tensor],
+    moment: Moment,
+    config: Config,
+    grid: Grid,
+    sparse: frozenset[str],
+) -> list[Changed]:
     results: list[tuple[Quantized, dict[str, Any]]]
     if moment.tokens:
         solutions = solve_all(
@@ -40,8 +65,8 @@ def quantize_layers(
     return [
         Changed(
             weight=quantized.dequantize(),
-            tensors={f"{name}.{key}": value for key, value in pack(quantized, config.bits).items()},
-            facts={"name": name, "bits": config.bits, **facts},
+            tensors={f"{name}.{key}": value for key, value in pack(quantized, grid.bits).items()},
+            facts={"name": name, "bits": grid.bits, **facts},
         )
         for name, (quantized, facts) in zip(names, results, strict=True)
     ]

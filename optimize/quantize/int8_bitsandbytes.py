@@ -15,7 +15,7 @@ The result is a plain checkpoint that `from_pretrained` loads wherever bitsandby
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import torch
+
+    from optimize.notebook.layer_table import LayerTable
 
 VERSION = 1
 
@@ -53,14 +55,6 @@ def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
     """Quantise; see `bnb_layers.run` for what is raised."""
     config = resolve_config(config)
 
-    def quantize(weight: torch.Tensor) -> tuple[Mapping[str, torch.Tensor], torch.Tensor]:
-        import torch
-        from bitsandbytes.functional import int8_vectorwise_dequant, int8_vectorwise_quant
-
-        codes, scales, _ = int8_vectorwise_quant(weight.half())  # its kernels take nothing else
-        stored = {"weight": codes, "SCB": scales, "weight_format": torch.tensor(0, dtype=torch.uint8)}
-        return stored, int8_vectorwise_dequant(codes, scales)
-
     return bnb_layers.run(
         artifact,
         context,
@@ -72,6 +66,32 @@ def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
             "load_in_8bit": True,
             "llm_int8_threshold": config.threshold,
         },
-        quantize=quantize,
+        quantize=_quantize,
         limit=_LARGEST_HALF,
     )
+
+
+def apply_to(model: Any, config: Config) -> LayerTable:
+    """Round the weights of a model of transformers in place, where it lies and in its own type; no rows are needed.
+
+    Returns the table of layers: bits a weight, and the Frobenius norm of what changed over that of the weight. The
+    weights stay in float and activations are left alone, so that `threshold` says nothing here.
+    """
+    return bnb_layers.apply_to(
+        model,
+        "LLM.int8()",
+        ignore=config.ignore,
+        lm_head=config.lm_head,
+        quantize=_quantize,
+        limit=_LARGEST_HALF,
+    )
+
+
+def _quantize(weight: torch.Tensor) -> tuple[Mapping[str, torch.Tensor], torch.Tensor]:
+    """`bnb_layers.Quantize`."""
+    import torch
+    from bitsandbytes.functional import int8_vectorwise_dequant, int8_vectorwise_quant
+
+    codes, scales, _ = int8_vectorwise_quant(weight.half())  # its kernels take nothing else
+    stored = {"weight": codes, "SCB": scales, "weight_format": torch.tensor(0, dtype=torch.uint8)}
+    return stored, int8_vectorwise_dequant(codes, scales)

@@ -26,7 +26,7 @@ from optimize.config import Block
 from optimize.context import Context
 from optimize.errors import StageError
 from optimize.export import openvino_graph
-from optimize.quantize import budget, openvino_graphs
+from optimize.quantize import budget, openvino_fusion, openvino_graphs
 from optimize.quiet import quiet
 from optimize.runtimes import openvino as runtime
 from optimize.tasks import Inputs
@@ -101,7 +101,9 @@ def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
         "ignored": ignored,
     }
     result = openvino_graphs.finished(_packed(model), artifact, context, details)
-    _advise([name for name in done if kinds[name].get_type_name() != "Gather"], context)
+    openvino_fusion.advise(
+        context.directory, context, [name for name in done if kinds[name].get_type_name() != "Gather"]
+    )
     return result
 
 
@@ -203,16 +205,3 @@ def _bias(layer: openvino.Node) -> openvino.Input | None:
         return None
     other = add.input(1 - readers[0].get_index())
     return other if openvino_graphs.weight(other.get_source_output()) is not None else None
-
-
-def _advise(done: Collection[str], context: Context) -> None:
-    """Warn of layers that were quantised and that OpenVINO computes in float here all the same."""
-    executed = runtime.open(context.directory, threads=1).compiled.get_runtime_model()
-    floats = set()
-    for node in executed.get_ops():
-        told = node.get_rt_info()
-        if str(told["runtimePrecision"].value) in ("f32", "bf16", "f16"):
-            floats.update(str(told["originalLayersNames"].value).split(","))
-    if slow := [name for name in done if name in floats]:
-        shown = ", ".join(slow[:3]) + (f" and {len(slow) - 3} more" if len(slow) > 3 else "")
-        context.warn(f"OpenVINO computes {shown} in float on this processor: put them on `ignore`")

@@ -11,7 +11,8 @@ calibration is needed.
         aot_inductor: true
 
 The result is a plain checkpoint: `from_pretrained` loads it wherever torchao is installed. It is the fastest when it is
-compiled, by `torch.compile` or by the export above.
+compiled, by `torch.compile` or by the export above. Where rounding costs too much, `mode: qat` trains with it
+(`int8_qat_torchao.py`).
 """
 
 from __future__ import annotations
@@ -35,14 +36,12 @@ if TYPE_CHECKING:
 
 VERSION = 1
 
-_EXTRA = "torchao"
+EXTRA = "torchao"
 
 
-class Config(Block):
-    """`quantize: int8` of a transformers artifact, `backend: torchao`."""
+class Rounding(Block):
+    """How torchao rounds, and what."""
 
-    mode: Literal["dynamic"] = "dynamic"
-    """`dynamic`: weights ahead of time, activations as they come."""
     sym: bool = True
     """Activations' codes lie evenly around 0; False shifts them to use the whole range of each token."""
     reduce_range: bool = False
@@ -51,13 +50,34 @@ class Config(Block):
     """Globs of names of layers that stay in float."""
 
 
+class Config(Rounding):
+    """`quantize: int8` of a transformers artifact, `backend: torchao`."""
+
+    mode: Literal["dynamic"] = "dynamic"
+    """`dynamic`: weights ahead of time, activations as they come."""
+
+
 def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
     """Quantise. Raises `StageError` where a glob of `ignore` matches nothing or nothing is left to quantise."""
-    load_library("torchao", extra=_EXTRA)
-    settings = checkpoint.float_config(artifact)
-    layers, kept = _choose(artifact, settings, config.ignore)
+    load_library("torchao", extra=EXTRA)
+    layers, kept = choose(checkpoint.empty_model(artifact, checkpoint.float_config(artifact)), config.ignore)
+    result = rounded(artifact, config, layers, kept, context, {"mode": config.mode})
+    if result.size_bytes >= artifact.size_bytes:
+        context.warn("the quantised checkpoint is no smaller than its parent")
+    return result
+
+
+def rounded(
+    artifact: Artifact,
+    config: Rounding,
+    layers: list[str],
+    kept: Mapping[str, str],
+    context: Context,
+    details: Mapping[str, Any],
+) -> Artifact:
+    """The checkpoint with `layers` in 8 bits."""
     with quiet(), untouched_randomness():
-        model = _quantized(artifact, settings, config, list(kept))
+        model = _quantized(artifact, config, list(kept))
         missing = [name for name in layers if not hasattr(model.get_submodule(name).weight, "qdata")]
         if missing:
             raise StageError(f"torchao left {', '.join(missing[:3])} in float", hint="`ignore` them")
@@ -66,26 +86,22 @@ def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
     for file in context.directory.glob("*.safetensors"):
         _sort_header(file)
     checkpoint.copy_others(artifact, context.directory)
-    result = Artifact.from_directory(
+    return Artifact.from_directory(
         context.directory,
         format="transformers",
         task=artifact.task,
-        details={"mode": config.mode, "quantized": len(layers), "kept": kept},
+        details={**details, "quantized": len(layers), "kept": dict(kept)},
         trust_remote_code=artifact.trust_remote_code,
     )
-    if result.size_bytes >= artifact.size_bytes:
-        context.warn("the quantised checkpoint is no smaller than its parent")
-    return result
 
 
-def _choose(
-    artifact: Artifact, settings: Mapping[str, Any], ignore: tuple[str, ...]
-) -> tuple[list[str], dict[str, str]]:
-    """(layers to quantise, layers that stay in float -> why)."""
+def choose(model: Any, ignore: tuple[str, ...]) -> tuple[list[str], dict[str, str]]:
+    """(layers to quantise, layers that stay in float -> why). Raises `StageError` where a glob matches nothing or
+    nothing is left.
+    """
     from torch import nn
     from transformers.quantizers.quantizers_utils import should_convert_module
 
-    model = checkpoint.empty_model(artifact, settings)
     layers = {name: module for name, module in checkpoint.linear_layers(model).items() if type(module) is nn.Linear}
     head = model.get_output_embeddings()
     kept = {name: "it gives the logits" for name, module in layers.items() if module is head}
@@ -102,7 +118,7 @@ def _choose(
     return chosen, kept
 
 
-def _quantized(artifact: Artifact, settings: Mapping[str, Any], config: Config, kept: list[str]) -> Any:
+def _quantized(artifact: Artifact, config: Rounding, kept: list[str]) -> Any:
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig
     from torchao.quantization.quant_primitives import MappingType
     from transformers import TorchAoConfig
@@ -112,6 +128,7 @@ def _quantized(artifact: Artifact, settings: Mapping[str, Any], config: Config, 
         reduce_range=config.reduce_range,
         set_inductor_config=False,  # it would change the settings of the whole process
     )
+    settings = checkpoint.float_config(artifact)
     name = str((settings.get("architectures") or ["none"])[0])
     cls, trusted = model_class(name, settings, artifact.trust_remote_code)
     try:

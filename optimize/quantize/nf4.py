@@ -18,7 +18,8 @@ the file answers on every machine.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 from optimize.artifact import Artifact
 from optimize.config import Block
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import torch
+
+    from optimize.notebook.layer_table import LayerTable
 
 VERSION = 1
 
@@ -59,26 +62,6 @@ class Config(Block):
 def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
     """Quantise; see `bnb_layers.run` for what is raised."""
     config = resolve_config(config)
-
-    def quantize(weight: torch.Tensor) -> tuple[Mapping[str, torch.Tensor], torch.Tensor]:
-        from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-
-        packed, state = quantize_4bit(
-            weight,
-            blocksize=config.block_size,
-            compress_statistics=config.double_quant,
-            quant_type=config.data_type,
-        )
-        stored = {f"weight.{name}": value for name, value in state.as_dict(packed=True).items()}
-        return {"weight": packed, **stored}, dequantize_4bit(packed, state)
-
-    def unfit(rows: int, columns: int) -> str | None:
-        if rows % _ROWS:
-            return f"its {rows} outputs are no multiple of {_ROWS}"
-        if columns % config.block_size:
-            return f"its {columns} inputs are no multiple of block_size {config.block_size}"
-        return None
-
     return bnb_layers.run(
         artifact,
         context,
@@ -92,6 +75,44 @@ def run(artifact: Artifact, config: Config, context: Context) -> Artifact:
             "bnb_4bit_use_double_quant": config.double_quant,
             "bnb_4bit_compute_dtype": config.compute_dtype,
         },
-        quantize=quantize,
-        unfit=unfit,
+        quantize=partial(_quantize, config=config),
+        unfit=partial(_unfit, config=config),
     )
+
+
+def apply_to(model: Any, config: Config) -> LayerTable:
+    """Round the weights of a model of transformers in place, where it lies and in its own type; no rows are needed.
+
+    Returns the table of layers: bits a weight, and the Frobenius norm of what changed over that of the weight. The
+    weights stay in float: `run` is what stores them packed, and they stand for the same numbers.
+    """
+    return bnb_layers.apply_to(
+        model,
+        config.data_type.upper(),
+        ignore=config.ignore,
+        lm_head=config.lm_head,
+        quantize=partial(_quantize, config=config),
+        unfit=partial(_unfit, config=config),
+    )
+
+
+def _quantize(weight: torch.Tensor, config: Config) -> tuple[Mapping[str, torch.Tensor], torch.Tensor]:
+    """`bnb_layers.Quantize`."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    packed, state = quantize_4bit(
+        weight,
+        blocksize=config.block_size,
+        compress_statistics=config.double_quant,
+        quant_type=config.data_type,
+    )
+    stored = {f"weight.{name}": value for name, value in state.as_dict(packed=True).items()}
+    return {"weight": packed, **stored}, dequantize_4bit(packed, state)
+
+
+def _unfit(rows: int, columns: int, config: Config) -> str | None:
+    if rows % _ROWS:
+        return f"its {rows} outputs are no multiple of {_ROWS}"
+    if columns % config.block_size:
+        return f"its {columns} inputs are no multiple of block_size {config.block_size}"
+    return None

@@ -6,15 +6,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 
 from optimize import tasks
 from optimize.artifact import digest_of
@@ -24,6 +26,7 @@ from optimize.recipe.latency import Latency
 from optimize.recipe.limits import ABSOLUTE, RELATIVE
 from optimize.source.image import Image
 from optimize.stages import Entry
+from optimize.track import Target
 
 SOURCE = "source"
 """The reserved stage name of the source model."""
@@ -105,6 +108,9 @@ class Evaluate(Block):
     """Measure the peak memory of a fresh process that loads and answers."""
     fidelity: bool = True
     """Compare the answers with the parent's and the baseline's."""
+    flips: bool = True
+    """Keep the evaluation rows that are answered otherwise than by the baseline, with their text, beside run.json and
+    in its report. False where that text must not leave the data."""
     batch_size: int = Field(default=32, ge=1)
     """Rows a call while answering the evaluation rows."""
     threads: int | None = Field(default=None, ge=1)
@@ -139,6 +145,18 @@ class Gate(Block):
     """At most this many milliseconds a call (latency, prefill, decode)."""
     on_inconclusive: Literal["fail", "warn"] = "fail"
     """What an interval that holds the limit means: no promotion, or a warning."""
+    _location: str | None = PrivateAttr(default=None)
+
+    @property
+    def location(self) -> str | None:
+        """`recipe.yaml:12:5`, where it stands; None where the recipe is no file. No part of the recipe's digest."""
+        return self._location
+
+    def placed(self, location: str | None) -> Gate:
+        """The same gate, which knows where it stands."""
+        gate = self.model_copy()
+        gate._location = location
+        return gate
 
     @model_validator(mode="after")
     def _one_limit(self) -> Gate:
@@ -163,6 +181,13 @@ class Promote(Block):
     """The metric by which the best of several passing leaves is chosen."""
 
 
+class Against(Block):
+    """How `optimize gate` judges a candidate over what is promoted now. `optimize apply` does not look at it."""
+
+    gates: list[Any] = Field(min_length=1, max_length=100)
+    """Limits that the candidate must keep, as under the recipe's `gates`; `over` left out is the promoted artifact."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """One step of the chain, resolved."""
@@ -175,6 +200,8 @@ class Stage:
     """The stage whose artifact this one takes, or `source`."""
     entry: Entry
     config: Block
+    location: str | None = field(default=None, compare=False)
+    """`recipe.yaml:12:5`, where it stands; None where the recipe is no file."""
 
     @property
     def id(self) -> str:
@@ -192,25 +219,45 @@ class Stage:
         return tuple(name for name in named if name is not None)
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """A checked recipe with every default filled in. Immutable."""
+_UNSAID: Any = None
 
-    version: int
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A checked recipe with every default filled in. Immutable.
+
+    `Recipe(name=..., model={...}, data={...}, stages=[...], ...)` takes the blocks as a file has them, as mappings or
+    as objects (`recipe/objects.py`), and raises `RecipeError` as `load` does.
+    """
+
     name: str
     model: Model
     data: DataConfig
     stages: tuple[Stage, ...]
-    baseline: str
+    version: int = 1
+    baseline: str = _UNSAID
     """A stage's name, or `source`."""
-    evaluate: Evaluate
+    evaluate: Evaluate = _UNSAID
     """Its `metrics` are resolved: the task's default where the recipe names none, and those that gates ask for."""
-    gates: tuple[Gate, ...]
-    promote: Promote | None
-    file: Path | None
-    """None where the recipe was given as a mapping."""
-    base: Path
+    gates: tuple[Gate, ...] = _UNSAID
+    promote: Promote | None = None
+    file: Path | None = None
+    """None where the recipe was written in Python."""
+    base: Path = _UNSAID
     """The folder that relative paths start from: the recipe's, or the current one."""
+    against: tuple[Gate, ...] = ()
+    """What `optimize gate` asks besides `gates`; without `over`, of the candidate over the promoted artifact."""
+    track: tuple[Target, ...] = ()
+    """Where the result is sent."""
+
+    def __post_init__(self) -> None:
+        if self.base is None:  # nobody has checked it yet
+            said = {part.name: getattr(self, part.name) for part in fields(self)}
+            if self.against and not isinstance(self.against, Mapping):
+                said["against"] = {"gates": self.against}
+            checked = load({name: value for name, value in said.items() if value not in (None, ())}, env=False)
+            for name in said:
+                object.__setattr__(self, name, getattr(checked, name))
 
     def stage(self, name: str) -> Stage:
         """Raises `KeyError` where there is none."""
@@ -244,14 +291,35 @@ class Recipe:
             ],
             "baseline": self.baseline,
             "evaluate": self.evaluate.model_dump(mode="json", exclude={"latency": senseless}),
-            "gates": [gate.model_dump(mode="json", exclude_none=True) for gate in self.gates],
+            "gates": _gates(self.gates),
             "promote": self.promote.model_dump(mode="json") if self.promote else None,
+            # Left out where there is none: recipes keep the digest that they had before there was such a block.
+            **({"against": {"gates": _gates(self.against)}} if self.against else {}),
+            **({"track": [target.document() for target in self.track]} if self.track else {}),
         }
 
     @cached_property
     def digest(self) -> str:
-        """`sha256:` of the normal form: comments, indents, order of keys and written-out defaults don't matter."""
-        return digest_of(self.document())
+        """`sha256:` of the normal form: comments, indents, order of keys and written-out defaults don't matter, nor
+        does where the result is sent."""
+        return digest_of({key: value for key, value in self.document().items() if key != "track"})
+
+    def save(self, path: str | PathLike[str]) -> Path:
+        """Write it as YAML, without what equals a default; `load` of the file gives the same digest.
+
+        Raises `RecipeError` where it names a file by a path that would lead elsewhere from there.
+        """
+        from optimize.atomic import write_bytes
+        from optimize.recipe.writing import check_movable, to_yaml
+
+        path = Path(path)
+        check_movable(self, path.absolute().parent)
+        write_bytes(path, to_yaml(self).encode())
+        return path
+
+
+def _gates(gates: Sequence[Gate]) -> list[dict[str, Any]]:
+    return [gate.model_dump(mode="json", exclude_none=True) for gate in gates]
 
 
 def leaves_of(stages: Sequence[Stage], baseline: str) -> tuple[Stage, ...]:
@@ -272,7 +340,8 @@ def load(
 
     `overrides` are like `stages.1.epochs=2` or `stages.int8.mode=dynamic`, their values YAML. With `env`, variables
     such as `OPTIMIZE_RECIPE__STAGES__1__EPOCHS=2` override too. Precedence: file, environment, `overrides`. `base` is
-    the folder that relative paths start from; the default is the file's, or the current one for a mapping.
+    the folder that relative paths start from; the default is the file's, or the current one for a mapping. The
+    `recipe.json` of a run is taken as it was run.
 
     Raises `RecipeError` with every mistake found in `diagnostics`.
     """
@@ -281,6 +350,8 @@ def load(
     from optimize.recipe.overrides import override
     from optimize.recipe.text import from_mapping
 
+    if not isinstance(recipe, Mapping) and (stored := _of_a_run(Path(recipe))):
+        return load(stored["recipe"], overrides, env=False, base=Path(stored["base"]))
     if isinstance(recipe, Mapping):
         file, text = None, from_mapping(recipe)
     else:
@@ -294,6 +365,17 @@ def load(
     text.raise_mistakes()
     assert checked is not None, "a recipe without mistakes was not understood"
     return checked
+
+
+def _of_a_run(file: Path) -> dict[str, Any] | None:
+    """The `recipe.json` of a run, which says what was run, and from which folder; None for any other file."""
+    if file.name != "recipe.json":
+        return None
+    with contextlib.suppress(OSError, ValueError):
+        stored = json.loads(file.read_bytes())
+        if isinstance(stored, dict) and isinstance(stored.get("recipe"), dict) and isinstance(stored.get("base"), str):
+            return stored
+    return None
 
 
 def with_gates(recipe: Recipe, gates: str | PathLike[str] | None, *, stages: tuple[str, str], baseline: str) -> Recipe:

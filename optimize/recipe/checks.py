@@ -18,12 +18,14 @@ from pydantic import Field
 from optimize import tasks
 from optimize.config import Block
 from optimize.data import DataConfig
-from optimize.recipe import SOURCE, Evaluate, Gate, Model, Name, Promote, Recipe, Stage, leaves_of
+from optimize.recipe import SOURCE, Against, Evaluate, Gate, Model, Name, Promote, Recipe, Stage, leaves_of
 from optimize.recipe.blocks import did_you_mean, read_block
 from optimize.recipe.latency import Latency
 from optimize.recipe.limits import MEASURED, RELATIVE, USER_METRIC, limit_fault, measure_fault, measured_of
 from optimize.recipe.stages import MAX_STAGES, installed, read_stages
 from optimize.recipe.text import Text, Trail
+from optimize.recipe.track import read_track
+from optimize.track import Target
 
 MAX_GATES = 100
 
@@ -49,6 +51,11 @@ class Document(Block):
     """Limits that an artifact must keep to be promoted."""
     promote: dict[str, Any] | None = None
     """Give the passing artifact a version and an alias in the registry."""
+    against: dict[str, Any] | None = None
+    """How `optimize gate` judges a candidate over what is promoted now."""
+    track: str | dict[str, Any] | list[Any] | None = None
+    """Trackers that the result is sent to: `mlflow`, `tensorboard` or `wandb`, a block `{to: mlflow, ...}` with its
+    settings, or a list of these."""
 
 
 def check(text: Text, *, file: Path | None, base: Path) -> Recipe | None:
@@ -86,13 +93,17 @@ class _Parts:
     baseline: str = SOURCE
     evaluate: Evaluate | None = None
     gates: tuple[tuple[int, Gate], ...] = ()
+    against: tuple[tuple[int, Gate], ...] = ()
     promote: Promote | None = None
+    track: tuple[Target, ...] = ()
 
     def evaluate_with_gates(self) -> Evaluate:
         """The task's default metrics where none are asked for, and those that only a gate or `select` names."""
         assert self.evaluate is not None
         asked = self.evaluate.metrics or (self.task.default_metrics if self.task else ())
-        named = [gate.metric for _, gate in self.gates] + [self.promote.select if self.promote else None]
+        named = [gate.metric for _, gate in (*self.gates, *self.against)] + [
+            self.promote.select if self.promote else None
+        ]
         added = [name for name in named if name and name not in MEASURED]
         return self.evaluate.model_copy(update={"metrics": tuple(dict.fromkeys([*asked, *added]))})
 
@@ -102,7 +113,7 @@ def _read_version_1(text: Text, top: dict[str, Any], file: Path | None, base: Pa
     document = read_block(text, Document, {"version": 1, **top}, ())
     parts = _Parts(text, top, base)
     for step in (
-        *(_read_model, _read_data, _read_chain, _read_evaluate, _read_gates, _read_promote),
+        *(_read_model, _read_data, _read_chain, _read_evaluate, _read_gates, _read_promote, _read_track),
         *(_check_model, _check_sources, _check_tasks, _check_baseline, _check_latency),
         *(_check_metrics, _check_gates, _check_promote),
     ):
@@ -121,6 +132,8 @@ def _read_version_1(text: Text, top: dict[str, Any], file: Path | None, base: Pa
         promote=parts.promote,
         file=file,
         base=base,
+        against=tuple(gate for _, gate in parts.against),
+        track=parts.track,
     )
 
 
@@ -188,13 +201,21 @@ def _read_evaluate(parts: _Parts) -> None:
 
 
 def _read_gates(parts: _Parts) -> None:
-    blocks = enumerate(_gate_blocks(parts))
-    read = [(index, read_block(parts.text, Gate, block, ("gates", index))) for index, block in blocks]
-    parts.gates = tuple((index, gate) for index, gate in read if gate)
+    parts.gates = _read_gate_list(parts, ("gates",), _gate_blocks(parts.top))
+    against = parts.top.get("against")
+    if isinstance(against, dict):
+        read_block(parts.text, Against, against, ("against",))
+        parts.against = _read_gate_list(parts, ("against", "gates"), _gate_blocks(against))
 
 
-def _gate_blocks(parts: _Parts) -> list[Any]:
-    blocks = parts.top.get("gates")
+def _read_gate_list(parts: _Parts, trail: Trail, blocks: Sequence[Any]) -> tuple[tuple[int, Gate], ...]:
+    read = [(index, read_block(parts.text, Gate, block, (*trail, index))) for index, block in enumerate(blocks)]
+    place = parts.text.location
+    return tuple((index, gate.placed(place((*trail, index)))) for index, gate in read if gate)
+
+
+def _gate_blocks(top: Any) -> list[Any]:
+    blocks = top.get("gates") if isinstance(top, dict) else None
     return blocks[:MAX_GATES] if isinstance(blocks, list) else []
 
 
@@ -202,6 +223,10 @@ def _read_promote(parts: _Parts) -> None:
     block = parts.top.get("promote")
     if isinstance(block, dict):
         parts.promote = read_block(parts.text, Promote, block, ("promote",))
+
+
+def _read_track(parts: _Parts) -> None:
+    parts.track = read_track(parts.text, parts.top.get("track"))
 
 
 def _check_model(parts: _Parts) -> None:
@@ -332,11 +357,18 @@ def _installed_metrics() -> tuple[str, ...]:
 
 
 def _check_gates(parts: _Parts) -> None:
-    sound = dict(parts.gates)
-    for index, block in enumerate(_gate_blocks(parts)):
+    _check_gate_list(parts, ("gates",), _gate_blocks(parts.top), dict(parts.gates), parts.baseline)
+    # Over what is promoted nothing can be compared with itself: that is no stage of the recipe.
+    _check_gate_list(parts, ("against", "gates"), _gate_blocks(parts.top.get("against")), dict(parts.against), None)
+
+
+def _check_gate_list(
+    parts: _Parts, at: Trail, blocks: Sequence[Any], sound: Mapping[int, Gate], baseline: str | None
+) -> None:
+    for index, block in enumerate(blocks):
         if not isinstance(block, dict):
             continue
-        trail = ("gates", index)
+        trail = (*at, index)
         metric = block.get("metric")
         measured = isinstance(metric, str) and _check_metric(parts, metric, (*trail, "metric"))
         named = _check_gate_names(parts, trail, block)
@@ -344,7 +376,7 @@ def _check_gates(parts: _Parts) -> None:
             if measured and (fault := limit_fault(gate, parts.task)):
                 parts.text.report((*trail, gate.limit[0]), *fault, key=True)
             if named:
-                _check_comparison(parts, trail, gate)
+                _check_comparison(parts, trail, gate, baseline)
 
 
 def _check_gate_names(parts: _Parts, trail: Trail, block: dict[str, Any]) -> bool:
@@ -356,10 +388,10 @@ def _check_gate_names(parts: _Parts, trail: Trail, block: dict[str, Any]) -> boo
     return all(known)
 
 
-def _check_comparison(parts: _Parts, trail: Trail, gate: Gate) -> None:
+def _check_comparison(parts: _Parts, trail: Trail, gate: Gate, baseline: str | None) -> None:
     """A relative limit compares two things, an absolute one none."""
     limit, _ = gate.limit
-    over = parts.baseline if gate.over is None else gate.over
+    over = baseline if gate.over is None else gate.over
     if limit not in RELATIVE:
         if gate.over is not None:
             message = f"`{limit}` compares with nothing, so `over` says nothing"

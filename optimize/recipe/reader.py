@@ -31,6 +31,13 @@ _BOOL = {"true": True, "True": True, "TRUE": True, "false": False, "False": Fals
 _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+SCALARS = {
+    "null": re.compile("^(" + "|".join(map(re.escape, _NULL)) + ")$"),
+    "bool": re.compile("^(" + "|".join(_BOOL) + ")$"),
+    "int": re.compile(f"^({_INT.pattern})$"),
+    "float": re.compile(f"^({_FLOAT.pattern}|{_NOT_FINITE.pattern})$"),
+}
+"""YAML's tag -> what a scalar without quotes must look like to be of it."""
 
 
 def read(file: Path) -> Text:

@@ -12,9 +12,10 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from optimize import stages, tasks
-from optimize.recipe import LIMITS, NAME_PATTERN, Evaluate, Gate, Model, Promote
+from optimize.recipe import LIMITS, NAME_PATTERN, Against, Evaluate, Gate, Model, Promote
 from optimize.recipe.checks import Document
 from optimize.recipe.limits import MEASURED
+from optimize.track import TRACKERS, Tracker
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _STAGE_KEYS: dict[str, Any] = {
@@ -34,8 +35,10 @@ def build() -> dict[str, Any]:
     """The schema (draft 2020-12) with every installed method and task."""
     every_task = [tasks.get(name) for name in tasks.names()]
     methods = [(entry, entry.load().Config) for entry in stages.entries()]
-    blocks: list[type[BaseModel]] = [Document, Model, Evaluate, Gate, Promote]
+    trackers = [(tracker, tracker.load().Config) for tracker in TRACKERS.values()]
+    blocks: list[type[BaseModel]] = [Document, Model, Evaluate, Gate, Promote, Against]
     blocks += [task.Data for task in every_task] + [config for _, config in methods]
+    blocks += [config for _, config in trackers]
     refs, combined = models_json_schema([(block, "validation") for block in dict.fromkeys(blocks)])
     definitions: dict[str, Any] = combined["$defs"]
 
@@ -50,8 +53,10 @@ def build() -> dict[str, Any]:
 
     top: dict[str, Any] = definitions.pop(name_of(Document))
     configs = [_stage(entry, definitions[name_of(config)]) for entry, config in methods]
-    for config in {name_of(config) for _, config in methods}:
+    one_tracker = _trackers([(tracker, definitions[name_of(config)]) for tracker, config in trackers])
+    for config in {name_of(config) for _, config in (*methods, *trackers)}:
         del definitions[config]
+    definitions["Track"] = one_tracker
     definitions["Stage"] = {"description": "One step of the chain.", "type": "object", "anyOf": configs}
     properties = top["properties"]
     _refer(properties["model"], name_of(Model))
@@ -61,6 +66,14 @@ def build() -> dict[str, Any]:
     _refer(properties["promote"], name_of(Promote), null=True)
     gates = {"type": "array", "items": {"$ref": f"#/$defs/{name_of(Gate)}"}}
     properties["gates"] = {"anyOf": [gates, {"type": "null"}], "description": properties["gates"]["description"]}
+    _refer(properties["against"], name_of(Against), null=True)
+    definitions[name_of(Against)]["properties"]["gates"]["items"] = gates["items"]
+    track = {"$ref": "#/$defs/Track"}
+    several = {"type": "array", "items": track}
+    properties["track"] = {
+        "anyOf": [track, several, {"type": "null"}],
+        "description": properties["track"]["description"],
+    }
     by_task = [
         {
             "if": {"properties": {"model": {"properties": {"task": {"const": task.name}}, "required": ["task"]}}},
@@ -104,3 +117,20 @@ def _stage(entry: stages.Entry, config: dict[str, Any]) -> dict[str, Any]:
             **config.get("properties", {}),
         },
     }
+
+
+def _trackers(known: list[tuple[Tracker, dict[str, Any]]]) -> dict[str, Any]:
+    """A tracker's name, or a block with its settings."""
+    blocks = [
+        {
+            **config,
+            "required": ["to"],
+            "properties": {
+                "to": {"const": tracker.name, "description": "The tracker."},
+                **config.get("properties", {}),
+            },
+        }
+        for tracker, config in known
+    ]
+    names = [tracker.name for tracker, _ in known]
+    return {"description": "A tracker that the result is sent to.", "anyOf": [{"enum": names}, *blocks]}

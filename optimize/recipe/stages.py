@@ -71,7 +71,10 @@ def read_stages(text: Text, blocks: Any, source: str) -> tuple[tuple[Stage, ...]
     if len(text.diagnostics) > before:
         return None, names
     made = tuple(
-        Stage(draft.index, draft.verb, draft.method, draft.name, draft.parent, draft.entry, draft.config)
+        Stage(
+            *(draft.index, draft.verb, draft.method, draft.name, draft.parent, draft.entry, draft.config),
+            location=text.location(("stages", draft.index)),
+        )
         for draft in drafts
         if draft.parent and draft.entry and draft.config
     )
@@ -187,6 +190,8 @@ def _choose_entry(text: Text, draft: _Draft, block: dict[str, Any], earlier: lis
     if not fitting:
         _report_order(text, draft, serving, str(given), earlier)
         fitting = serving
+    if len(fitting) > 1:
+        fitting = _of_mode(fitting, block.get("mode")) or _of_mode(fitting, None) or fitting
     ours = tuple(entry for entry in fitting if entry.backend is None)
     if len(fitting) == 1:
         draft.entry = fitting[0]
@@ -195,6 +200,11 @@ def _choose_entry(text: Text, draft: _Draft, block: dict[str, Any], earlier: lis
     elif given in {form for entry in fitting for form in entry.takes}:
         backends = ", ".join(f"`backend: {entry.backend}`" for entry in fitting)
         text.report((*draft.trail, draft.verb), "several back ends could do this", f"choose one: {backends}")
+
+
+def _of_mode(entries: tuple[registry.Entry, ...], mode: Any) -> tuple[registry.Entry, ...]:
+    """Those that are for this `mode` alone; None: for all that no other is for."""
+    return tuple(entry for entry in entries if entry.mode == mode)
 
 
 def _format_of(draft: _Draft, earlier: list[_Draft]) -> str | None:

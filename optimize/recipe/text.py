@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from os import PathLike, fspath
 from typing import Any
 
+from pydantic import BaseModel
+
 from optimize.errors import Diagnostic, RecipeError
 from optimize.recipe.diagnostics import render
 
@@ -59,6 +61,11 @@ class Text:
                 return
         self.report_elsewhere(self.file, message, hint, trail)
 
+    def location(self, trail: Trail) -> str | None:
+        """`recipe.yaml:12:5`, where the value at `trail` begins; None where it stands in no text."""
+        place = self.places.get(trail)
+        return f"{self.file}:{place[0]}:{place[1]}" if place else None
+
     def spoil(self, trail: Trail, message: str, hint: str | None = None) -> None:
         """Note that a value can't be read; nothing else will be said of it."""
         self.report(trail, message, hint)
@@ -95,7 +102,9 @@ class Text:
 
 
 def from_mapping(value: Any, file: str = "<recipe>") -> Text:
-    """Take a recipe that was made in Python; tuples become lists, paths strings."""
+    """Take a recipe that was made in Python; tuples become lists, paths strings, blocks what they say."""
+    from optimize.recipe.objects import written
+
     text = Text(file)
     count = 0
 
@@ -106,6 +115,8 @@ def from_mapping(value: Any, file: str = "<recipe>") -> Text:
             raise OverflowError
         if isinstance(item, PathLike):
             item = fspath(item)
+        if isinstance(item, BaseModel):
+            item = written(item)
         if isinstance(item, Mapping):
             for key in item:
                 if not isinstance(key, str):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from optimize.errors import PromotionRefused, RegistryError
-from optimize.registry.audit import AuditLog, Entry
+from optimize.registry.audit import AuditLog, Entry, follow
 from optimize.registry.state import State, Version, Waiver, fold
 
 __all__ = ["AuditLog", "Entry", "Registry", "Version", "Waiver"]
@@ -117,14 +117,47 @@ class Registry:
         """Every version, by name and number, with the aliases that point at it."""
         return self._state().list()
 
+    def foretell(self, files: Sequence[bytes], *, instead: bool = False) -> Registry:
+        """The registry as it would be with these entries of a remote behind its own, or instead; it can only be read.
+
+        Raises `RegistryError` where they do not follow, or say what no entry can say.
+        """
+        return _Foretold(self.root, [*(() if instead else self.log.files()), *files])
+
     def resolve(self, reference: str) -> Version:
-        """`name@alias`, `name@3`, or `name` (its newest version). Raises `RegistryError` where that names nothing."""
+        """`name@alias`, `name@3`, or `name` (its newest version). Raises `RegistryError` where that names nothing.
+
+        `name@alias~2` is where the alias would point after rolling back twice.
+        """
         state = self._state()
         name, at, which = reference.partition("@")
+        if "~" in which:
+            return self._before(state, reference)
         for version in reversed(state.list(name)):
             if not at or which in (str(version.version), *version.aliases):
                 return version
         raise self._unknown(state, reference)
+
+    def history(self, name: str, alias: str) -> Sequence[Version]:
+        """The versions that an alias would roll back through, where it points now first. Empty where there is none."""
+        state = self._state()
+        pointer = state.aliases.get((name, alias))
+        return [state.version(name, number) for number in reversed(pointer.trail)] if pointer else []
+
+    def _before(self, state: State, reference: str) -> Version:
+        target, _, steps = reference.rpartition("~")
+        name, _, alias = target.partition("@")
+        pointer = state.aliases.get((name, alias))
+        if pointer is None:
+            raise self._unknown(state, target)
+        if not re.fullmatch("[0-9]{1,6}", steps):
+            raise RegistryError(f"not a number of versions to go back: {reference!r}", hint=f"such as {target}~1")
+        if int(steps) >= len(pointer.trail):
+            raise RegistryError(
+                f"{target} goes back by {len(pointer.trail) - 1} versions, not {int(steps)}",
+                hint=f"{target}~{len(pointer.trail) - 1} is the first",
+            )
+        return state.version(name, pointer.trail[-1 - int(steps)])
 
     def digests(self) -> set[str]:
         """Of every version: what must stay in the store."""
@@ -147,6 +180,34 @@ class Registry:
         known = ", ".join(sorted(f"{name}@{alias}" for name, alias in state.aliases))
         hint = f"there is {known}" if known else "promote a model first"
         return RegistryError(f"nothing is promoted as {reference!r}", location=str(self.root), hint=hint)
+
+
+class _Foretold(Registry):
+    def __init__(self, root: Path, files: Sequence[bytes]) -> None:
+        super().__init__(root)
+        entries = follow(files, 0, None)
+        for entry in entries:
+            _check_entry(entry)
+        self._foretold = fold(entries)
+
+    def _state(self) -> State:
+        return self._foretold
+
+
+def _check_entry(entry: Entry) -> None:
+    """What `promote` and `rollback` would not have written is refused: names, digests and runs serve as paths."""
+    try:
+        _check_name(entry["name"], "model name")
+        _check_alias(entry["alias"])
+        if not _DIGEST.fullmatch(entry["digest"]):
+            raise RegistryError(f"not an artifact's digest: {entry['digest']!r}")
+        if not isinstance(entry["version"], int) or entry["version"] < 1:
+            raise RegistryError(f"not a version's number: {entry['version']!r}")
+        said = ["who", "host", "when", *(("run", "recipe_digest") if entry["action"] == "promote" else ())]
+        if strange := [key for key in said if not isinstance(entry[key], str)]:
+            raise RegistryError(f"`{strange[0]}` is no text")
+    except (KeyError, TypeError) as error:
+        raise RegistryError(f"entry {entry['number']} of the log makes no sense: {error!r}") from error
 
 
 def _check_name(name: str, what: str) -> None:

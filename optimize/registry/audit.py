@@ -43,6 +43,34 @@ class AuditLog:
         """Everything that is wrong with the log."""
         return self._read()[2]
 
+    def files(self) -> Sequence[bytes]:
+        """The bytes of every entry, oldest first, checked as by `entries`."""
+        return [self._path(number).read_bytes() for number in range(1, len(self.entries()) + 1)]
+
+    def extend(self, files: Sequence[bytes]) -> None:
+        """Add entries that were written elsewhere, byte by byte, behind those that are here.
+
+        Raises `RegistryError` where one does not follow the one before it, or somebody else was faster.
+        """
+        entries, previous = self._whole()
+        follow(files, len(entries), previous)
+        for number, data in enumerate(files, len(entries) + 1):
+            try:
+                atomic.create(self._path(number), data)
+            except FileExistsError as error:
+                raise RegistryError(
+                    f"entry {number} was written here at this moment", location=str(self.root), hint="try again"
+                ) from error
+            except OSError as error:
+                message, hint = atomic.explain(error, "writing to the registry", self.root)
+                raise RegistryError(message, hint=hint) from error
+
+    def set_aside(self) -> Path:
+        """Rename the folder of the log, which begins anew. Returns where the old one is."""
+        aside = self.root.with_name(f"{self.root.name}-{datetime.now(timezone.utc):%Y%m%dT%H%M%S%f}")
+        self.root.rename(aside)
+        return aside
+
     def append(self, make: Callable[[Sequence[Entry]], Mapping[str, Any] | None]) -> Sequence[Entry]:
         """Add what `make` gives for the log as it is (None adds nothing); returns the log as it is then.
 
@@ -108,6 +136,21 @@ class AuditLog:
                 entries.append(entry)
             previous = _hash(data)
             number += 1
+
+
+def follow(files: Sequence[bytes], number: int, previous: str | None) -> list[Entry]:
+    """The entries in these files, which follow the one of that number and hash. Raises `RegistryError`."""
+    entries = []
+    for data in files:
+        number += 1
+        entry = _parse(data, number)
+        if entry is None:
+            raise RegistryError(f"entry {number} of the log has been changed or cut short")
+        if entry["previous"] != previous:
+            raise RegistryError(f"entry {number} of the log does not follow the one before it")
+        entries.append(entry)
+        previous = _hash(data)
+    return entries
 
 
 def _parse(data: bytes, number: int) -> Entry | None:

@@ -72,7 +72,12 @@ class Table:
         return text.getvalue().rstrip()
 
     def _repr_html_(self) -> str:
-        from html import escape
+        import html
+
+        from optimize.commands.reporting import plain
+
+        def escape(text: str) -> str:
+            return html.escape(plain(text))
 
         def drawn(cell: Cell) -> str:
             detail = " ".join(part for part in (cell.change, cell.interval) if part)
@@ -86,6 +91,9 @@ class Table:
         )
         below = "".join(f"<p>{escape(text)}</p>" for text in (*self.notes, summary(self.document)))
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{below}"
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        return {"text/plain": str(self), "text/html": self._repr_html_()}
 
     @property
     def _metrics(self) -> list[str]:
@@ -158,28 +166,35 @@ def summary(document: Mapping[str, Any]) -> str:
     verdict = document["verdict"]
     if verdict is None:
         return "No gate was asked, so there is no verdict and nothing is promoted."
-    gates = _deciding(document)
+    gates = deciding_gates(document)
     if verdict == "pass":
-        said = f"PASS: {_count(len(gates), 'gate check')} held; closest: {_gate(min(gates, key=_closeness))}"
+        held = [gate for gate in gates if not gate.get("acknowledged")]
+        closest = f"; closest: {_gate(min(held, key=_closeness))}" if held else ""
+        said = f"PASS: {_count(len(held), 'gate check')} held{closest}{_let_pass(gates)}"
         promoted = document["promoted"]
         if promoted:
             said += f"; promoted to {document['recipe']}@{promoted['alias']} as version {promoted['version']}"
         elif unjudged := _selected_unjudged(document):
             said += f"; nothing was promoted, since no gate judges {unjudged}"
         return said + "."
-    deciding = [gate for gate in gates if gate["verdict"] == verdict]
+    deciding = [gate for gate in gates if gate["verdict"] == verdict and not gate.get("acknowledged")]
     others = f" (and {len(deciding) - 1} more)" if len(deciding) > 1 else ""
     worst = max(deciding, key=_closeness) if verdict == "fail" else deciding[0]
     return f"{verdict.upper()}: {worst['artifact']}: {worst['reason']}{others}; nothing was promoted."
 
 
-def _deciding(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def deciding_gates(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The gates that the run's verdict is of: where one of several leaves was selected, its confirmation speaks."""
     confirmation = document.get("confirmation")
     if not confirmation:
         return list(document["gates"])
     others = (gate for gate in document["gates"] if gate["artifact"] not in confirmation["among"])
     return [*others, *confirmation["gates"]]
+
+
+def _let_pass(gates: Sequence[Mapping[str, Any]]) -> str:
+    told = [gate["acknowledged"]["expires"] for gate in gates if gate.get("acknowledged")]
+    return f"; {_count(len(told), 'regression')} acknowledged until {min(told)}" if told else ""
 
 
 def _selected_unjudged(document: Mapping[str, Any]) -> str | None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from optimize.errors import EvaluationError
 from optimize.quiet import quiet
+from optimize.runtimes import gptq_mixed
 
 SERVED_BY = {
     "bitsandbytes": ("bitsandbytes", "bitsandbytes"),
@@ -44,7 +45,9 @@ def serving(config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         )
     with untouched_randomness(), _absent_weights_left():
         load_library(*SERVED_BY[method])
-        yield {"device_map": {"": "cpu"}}
+        apart = method == "gptq" and gptq_mixed.mixed(quantization)
+        with gptq_mixed.layers_of_their_own(quantization) if apart else contextlib.nullcontext():
+            yield {"device_map": {"": "cpu"}}
 
 
 def load_library(name: str, extra: str) -> Any:
@@ -97,7 +100,8 @@ def _absent_weights_left() -> Iterator[None]:
         try:
             original(self, *args, **kwargs)
         except AttributeError as error:
-            if not str(error).endswith("has no attribute 'weight'"):
+            lacking = str(error)
+            if not lacking.endswith("has no attribute 'weight'") and "_LinearWeightMetadata" not in lacking:
                 raise
 
     PreTrainedModel._initialize_weights = initialize  # type: ignore[method-assign]

@@ -190,14 +190,13 @@ def parameters(directory: Path) -> int:
         for name, tensor in _header(file).items()
         if name != "__metadata__"
     }
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8")).get("quantization_config") or {}
     count = 0
     for name, tensor in tensors.items():
         layer, _, end = name.rpartition(".")
         if end == "_weight_qdata":  # torchao's codes
             count += math.prod(tensor["shape"])
         elif end == "qweight":  # GPTQ's codes, as a stream of bits
-            count += math.prod(tensor["shape"]) * 32 // config["bits"]
+            count += tensors[f"{layer}.g_idx"]["shape"][0] * tensor["shape"][1]
         elif f"{name}.quant_map" in tensors:  # bitsandbytes' 4-bit codes, two in a byte
             start, stop = tensor["data_offsets"]
             count += 2 * (stop - start)

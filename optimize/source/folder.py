@@ -6,6 +6,7 @@ Nothing is copied or changed. What the task needs is looked up in the model's `c
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,6 @@ def load_folder(path: Path, *, trust_remote_code: bool = False) -> Artifact:
     model's own), for a program that is not trusted and for a graph that reaches out of its folder, and `StoreError`
     where the folder, its format or its task can't be told.
     """
-    from optimize.source import vetting
-
     folder = path.expanduser().resolve()
     if not folder.is_dir():
         raise StoreError(f"no folder {path}", hint="give a folder, a digest, or name@alias")
@@ -60,28 +59,34 @@ def load_folder(path: Path, *, trust_remote_code: bool = False) -> Artifact:
     format = next((FORMATS[name] for name in FORMATS if name in names), "transformers")
     if format in PROGRAMS and "model.safetensors" in names:
         format = "transformers"  # whose weights lie there in another form as well
-    if format == "transformers":
-        vetting.check_names(path, names)
-        vetting.check_weights(path, folder, names)
-        if "module" in read_config(folder / "config.json"):
-            format = "pytorch"
-            _check_trust(path, format, trust_remote_code)
-    elif format in PROGRAMS:
-        _check_trust(path, format, trust_remote_code)
-    elif format == "openvino":
-        vetting.check_openvino(path, folder, names)
-    else:
-        vetting.check_graph(path, folder, names)
-    vetting.check_configs(path, folder, trust_remote_code)
+    if format == "transformers" and "config.json" in names and "module" in read_config(folder / "config.json"):
+        format = "pytorch"
+    vet(path, folder, format, names, trust_remote_code)
     return Artifact.from_directory(folder, format=format, task=_task(folder), trust_remote_code=trust_remote_code)
 
 
-def _check_trust(path: Path, format: str, trusted: bool) -> None:
+def vet(what: object, folder: Path, format: str, names: Sequence[str], trusted: bool) -> None:
+    """Refuse a model from elsewhere that could do more than answer. Raises `SourceError`; `what` is its name there."""
+    from optimize.source import vetting
+
+    if format in ("transformers", "pytorch"):
+        vetting.check_names(what, names)
+        vetting.check_weights(what, folder, names)
+    if format in (*PROGRAMS, "pytorch"):
+        _check_trust(what, format, trusted)
+    elif format == "openvino":
+        vetting.check_openvino(what, folder, names)
+    elif format != "transformers":
+        vetting.check_graph(what, folder, names)
+    vetting.check_configs(what, folder, trusted)
+
+
+def _check_trust(what: object, format: str, trusted: bool) -> None:
     if not trusted:
         raise SourceError(
-            f"{path} holds a program of {format}, which can do more than answer when it is opened",
+            f"{what} holds a program of {format}, which can do more than answer when it is opened",
             hint="load it by its name or digest from the work folder that made it; or, where you trust its maker, "
-            "optimize.load(PATH, trust_remote_code=True)",
+            "optimize.load(PATH, trust_remote_code=True) or --trust-remote-code",
         )
 
 

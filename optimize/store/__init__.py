@@ -117,6 +117,22 @@ class Store:
         self._pin_for_reading(digest)
         return self._shelf.open(digest)
 
+    def has(self, digest: str) -> bool:
+        """Whether there is an artifact of that digest; its bytes are not looked at."""
+        return self._shelf.path(digest).is_dir()
+
+    def has_one(self, start: str) -> bool:
+        """Whether `open` would find an artifact by a digest, or by one that starts so."""
+        try:
+            return self.has(self._shelf.complete(start))
+        except StoreError:
+            return False
+
+    def holds(self, digest: str) -> bool:
+        """Whether an artifact of that digest is here with every byte as it was written; it is pinned then."""
+        self._pin_for_reading(digest)
+        return self.has(digest) and not self._shelf.problems_of(self._shelf.path(digest))
+
     def verify(self, artifact: Artifact) -> None:
         """Check every byte of an artifact. Raises `StoreError` that names the damaged file."""
         artifact.verify()
@@ -191,6 +207,26 @@ class Store:
             atomic.remove(staged)
             atomic.remove(prepared)
         atomic.remove(self._scratch / hex_of(key))
+        return replace(artifact, path=self._shelf.path(digest) / "files")
+
+    def adopt(self, artifact: Artifact) -> Artifact:
+        """Take an artifact that came from elsewhere into the store, checked byte by byte; no work of ours made it.
+
+        Its files lie in a `staging` folder, and what `scratch` kept under its digest is removed. Raises as `publish`.
+        """
+        digest = artifact.digest
+        staged = self._staged(artifact.path)
+        try:
+            artifact.verify()
+            with self._writing(f"storing artifact {digest[:19]}", artifact.size_bytes):
+                self._register().add(digest)
+                self._shelf.settle(staged, artifact)
+                self._shelf.folder.mkdir(exist_ok=True)
+                self._shelf.place(staged, digest)
+                atomic.sync(self._shelf.folder)
+        finally:
+            atomic.remove(staged)
+        atomic.remove(self._scratch / hex_of(digest))
         return replace(artifact, path=self._shelf.path(digest) / "files")
 
     @contextmanager

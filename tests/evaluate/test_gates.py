@@ -121,6 +121,8 @@ def test_verdicts_and_margins(gate, comparison, verdict, margin):
         "verdict": verdict,
         "reason": result.reason,
         "on_inconclusive": "fail",
+        "location": None,
+        "acknowledged": None,
     }
     json.dumps(result.to_json(), allow_nan=False)
 

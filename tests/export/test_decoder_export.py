@@ -196,3 +196,10 @@ def test_without_rows_it_refuses(pico_llama: Path, context: Make, tmp_path: Path
     parent = Artifact.from_directory(pico_llama, format="transformers", task=SPEC)
     with pytest.raises(StageError, match="nothing to check the export with"):
         run(parent, Config(), replace(context(), data=Data(tmp_path, {}, {"train": 8})))
+
+
+def test_layers_may_have_widths_of_their_own(pico_llama: Path, context: Make, tmp_path: Path) -> None:
+    grids = one_grid(4, 32) | {"q_proj": Grid(8, 32, False), "down_proj": Grid(2, 32, False)}
+    made = run(checkpoint(pico_llama, tmp_path / "model", grids), Config(float_activations=("*",)), context())
+    assert made.details["bits"] == [2, 4, 8]
+    assert made.details["max_difference"] < 1e-4  # from what the very codes stand for

@@ -145,3 +145,23 @@ def test_sizes_that_are_fixed_are_padded_to(pico_source: Artifact, new_context: 
 def test_a_graph_has_its_sizes_already(graph: Artifact, new_context: Callable[..., Context]) -> None:
     with pytest.raises(StageError, match="has its sizes already"):
         run(graph, Config(batch_size=4), new_context())
+
+
+def test_a_graph_that_rounds_as_it_comes_is_warned_of(graph: Artifact, new_context: Callable[..., Context]) -> None:
+    from optimize.progress import Progress
+    from optimize.quantize import int8_onnxruntime
+
+    class Told(Progress):
+        def __init__(self) -> None:
+            self.warnings: list[str] = []
+
+        def warn(self, name: str, message: str) -> None:
+            self.warnings.append(message)
+
+    told = Told()
+    run(graph, Config(), new_context(progress=told))
+    assert told.warnings == []
+    dynamic = int8_onnxruntime.run(graph, int8_onnxruntime.Config(mode="dynamic"), new_context())
+    result = run(dynamic, Config(), new_context(progress=told))
+    assert any("quantise with mode: static, or after this stage" in warning for warning in told.warnings)
+    assert optimize.Model(result, threads=1).predict(["a fine film"])

@@ -291,3 +291,19 @@ def test_what_calibration_can_not_serve_is_said_when_a_recipe_is_read(pico_vit: 
 def test_a_vision_transformer_is_pruned_by_magnitude(pico_vit: Artifact, new_context: Callable[..., Context]) -> None:
     result = run(pico_vit, Config(**QUICK, importance="magnitude"), new_context())
     assert masks.sparsity(result) == 0.5
+
+
+@pytest.mark.parametrize("importance", ["magnitude", "wanda", "sparsegpt"])
+def test_layers_have_sparsities_of_their_own(
+    importance: Any, new_context: Callable[..., Context], tmp_path: Path
+) -> None:
+    source = saved(dense("Llama"), tmp_path)
+    own = {"model.layers.0.*": {"sparsity": 0.25}, "model.layers.1.mlp.up_proj": {"sparsity": 0}}
+    result = run(source, Config(**QUICK, importance=importance, sparsity=0.5, layers=own), new_context())
+    for row in result.details["layers"]:
+        first, dense_one = ".0." in row["name"], row["name"] == "model.layers.1.mlp.up_proj"
+        assert row["zeros"] == pytest.approx(0.25 if first else 0 if dense_one else 0.5, abs=0.02)
+    with pytest.raises(ValueError, match="mask_structure 2:4 says how much every layer loses"):
+        Config(mask_structure="2:4", layers={"*": {"sparsity": 0.1}})
+    with pytest.raises(StageError, match="`layers` 'head' matches no linear layer"):
+        run(source, Config(**QUICK, importance=importance, layers={"head": {"sparsity": 0.1}}), new_context())

@@ -287,3 +287,66 @@ def test_dead_inputs_are_told(new_context: Callable[..., Context], tmp_path: Pat
 def test_a_gpu_gives_no_worse_layers(new_context: Callable[..., Context], tmp_path: Path) -> None:
     result = run(saved(dense("Llama"), tmp_path), Config(**{**QUICK, "device": "cuda"}), new_context())
     assert all(row["error"] <= row["rtn_error"] for row in result.details["layers"])
+
+
+MIXED: dict[str, Any] = {
+    "model.layers.0.*": {"bits": 8},
+    "model.layers.1.mlp.down_proj": {"bits": 2, "group_size": -1},
+    "model.layers.1.self_attn.k_proj": {"bits": 3},
+}
+
+
+def test_layers_have_widths_of_their_own(
+    batches: list[Inputs], new_context: Callable[..., Context], tmp_path: Path
+) -> None:
+    from optimize.runtimes import transformers as runtime
+
+    source = saved(dense("Llama"), tmp_path)
+    result = run(source, Config(**QUICK, layers=MIXED), new_context())
+    rows = {row["name"]: row["bits"] for row in result.details["layers"]}
+    assert {rows[name] for name in rows if ".0." in name} == {8}
+    assert rows["model.layers.1.mlp.down_proj"] == 2
+    assert rows["model.layers.1.self_attn.k_proj"] == 3
+    assert rows["model.layers.1.self_attn.q_proj"] == 4
+    sizes = {name: dense("Llama").get_submodule(name).weight.numel() for name in rows}
+    mean = sum(rows[name] * count for name, count in sizes.items()) / sum(sizes.values())
+    assert result.details["mean_bits"] == pytest.approx(mean, rel=1e-3)
+    assert runtime.parameters(result.path) == runtime.parameters(source.path)
+    # In memory the same, and of a layer what a uniform stage of that width gives where its inputs are the same.
+    model = dense("Llama")
+    assert apply_to(model, Config(**QUICK, layers=MIXED), batches) == result.details["layers"]
+    for name in rows:
+        assert torch.equal(load_layer(result.path, name).dequantize(), model.get_submodule(name).weight)
+    eight = run(source, Config(**QUICK, bits=8), new_context())
+    first = "model.layers.0.self_attn.q_proj"
+    assert torch.equal(load_layer(eight.path, first).codes, load_layer(result.path, first).codes)
+    # GPTQModel reads the same from `dynamic` as we do from the shapes.
+    described = json.loads((result.path / "quantize_config.json").read_text())
+    dynamic = pytest.importorskip("gptqmodel.quantization.config").dynamic_get
+    assert {name: dynamic(described["dynamic"], name, "bits", described["bits"]) for name in rows} == rows
+    # The runtime's kernels (in float16 or so) answer like the de-quantised weights.
+    answers = runtime.open(result.path, 1).run(batches[1])["logits"]
+    with torch.no_grad():
+        expected = model(**{name: torch.from_numpy(array) for name, array in batches[1].items()}).logits.numpy()
+    assert np.abs(answers - expected).max() < 0.01 * np.abs(expected).max()
+
+
+@pytest.mark.usefixtures("batches")
+def test_what_layers_say_must_make_sense(new_context: Callable[..., Context], tmp_path: Path) -> None:
+    source = saved(dense("Llama"), tmp_path)
+    for layers, message in (
+        ({"*.mlp.*": {"bits": 2}, "model.layers.0.*": {"bits": 8}}, r"two things of model\.layers\.0\.mlp"),
+        ({"lm_head": {"bits": 8}}, "`layers` 'lm_head' matches no linear layer"),
+        ({"*.down_proj": {"group_size": 64}}, r"group_size 64 does not divide .*down_proj"),
+    ):
+        with pytest.raises(StageError, match=message):
+            run(source, Config(**QUICK, layers=layers), new_context())
+    with pytest.raises(ValueError, match="say `bits`, `group_size` or both"):
+        Config(layers={"*": {}})
+    # A whole name goes before a glob, in whatever order they stand.
+    own = {"model.layers.0.mlp.up_proj": {"bits": 2}, "model.layers.0.*": {"bits": 8}}
+    grids = gptq.grids_of(
+        ["model.layers.0.mlp.up_proj", "model.layers.0.mlp.gate_proj", "model.layers.1.mlp.up_proj"],
+        Config(bits=3, layers=own),
+    )
+    assert [grid.bits for grid in grids.values()] == [2, 8, 3]

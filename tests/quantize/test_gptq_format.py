@@ -57,7 +57,7 @@ def test_what_is_packed_unpacks_to_the_same(bits: int, width: int, outputs: int,
         "scales": (torch.float16, (groups, outputs)),
         "g_idx": (torch.int32, (width,)),
     }
-    back = unpack(tensors, bits)
+    back = unpack(tensors)
     for name in ("codes", "scales", "zeros", "group_of"):
         assert torch.equal(getattr(back, name), getattr(layer, name))
         assert getattr(back, name).dtype == getattr(layer, name).dtype

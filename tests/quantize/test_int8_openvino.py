@@ -17,9 +17,20 @@ from optimize.calibration import Calibration
 from optimize.context import Context
 from optimize.data import Data, prepare
 from optimize.errors import StageError
+from optimize.progress import Progress
+from optimize.quantize import int8_openvino
 from optimize.quantize.int8_openvino import Config, run
 from optimize.runtimes import openvino as runtime
 from optimize.work import Work
+
+
+class Told(Progress):
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, name: str, message: str) -> None:
+        self.warnings.append(message)
+
 
 FEW = Calibration(num_samples=16, batch_size=4)
 LAYER = "bert.encoder.layer.0.attention.self.query/MatMul"
@@ -39,8 +50,14 @@ def context(rows: Data, new_context: Callable[..., Context]) -> Context:
 
 
 @pytest.fixture(scope="module")
-def quantized(pico_openvino: Artifact, rows: Data, new_context: Callable[..., Context]) -> Artifact:
-    return run(pico_openvino, Config(calibration=FEW), new_context(data=rows))
+def told() -> Told:
+    """What was said while `quantized` was made."""
+    return Told()
+
+
+@pytest.fixture(scope="module")
+def quantized(pico_openvino: Artifact, rows: Data, new_context: Callable[..., Context], told: Told) -> Artifact:
+    return run(pico_openvino, Config(calibration=FEW), new_context(data=rows, progress=told))
 
 
 def logits(artifact: Artifact, context: Context) -> np.ndarray:
@@ -173,3 +190,33 @@ def test_a_glob_that_matches_nothing_is_an_error(pico_openvino: Artifact, contex
 def test_nothing_quantised_is_an_error(pico_openvino: Artifact, context: Context) -> None:
     with pytest.raises(StageError, match="nothing was quantised"):
         run(pico_openvino, Config(ignore=("*",), calibration=FEW), context)
+
+
+@pytest.mark.usefixtures("quantized")
+def test_a_pair_that_does_not_fuse_is_said(
+    pico_openvino: Artifact,
+    rows: Data,
+    new_context: Callable[..., Context],
+    told: Told,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What nncf makes is computed on codes; behind one more pair stands what OpenVINO has in float alone."""
+    assert told.warnings == []
+    original = int8_openvino._quantize
+
+    def with_a_pair(*given: Any) -> Any:
+        from openvino import opset13
+
+        model = original(*given)
+        (result,) = model.get_results()
+        low, high = np.float32(-1), np.float32(1)
+        pair = opset13.fake_quantize(result.input_value(0), low, high, low, high, 256, name="pair")
+        result.input(0).replace_source_output(opset13.sin(pair, name="sine").output(0))
+        return model
+
+    monkeypatch.setattr(int8_openvino, "_quantize", with_a_pair)
+    run(pico_openvino, Config(calibration=FEW), new_context(data=rows, progress=told))
+    (warning,) = told.warnings
+    told.warnings.clear()
+    assert "no integer operator for 1 nodes" in warning
+    assert "sine (Math)" in warning

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -697,3 +698,23 @@ def test_a_recipe_is_immutable(folder: Path) -> None:
     with pytest.raises(KeyError):
         recipe.stage("nobody")
     assert recipes.SOURCE == "source"
+
+
+def test_gates_and_stages_know_where_they_stand() -> None:
+    lines = QUICKSTART.read_text(encoding="utf-8").splitlines()
+    recipe = load(QUICKSTART, ["gates.1.min_speedup=1.4"], env=False)
+    starts = {
+        kind: [n for n, line in enumerate(lines, 1) if re.match(kind, line)] for kind in ("  - metric", "  - [deq]")
+    }
+    assert [gate.location for gate in recipe.gates] == [f"{QUICKSTART}:{line}:5" for line in starts["  - metric"]]
+    assert [stage.location for stage in recipe.stages] == [f"{QUICKSTART}:{line}:5" for line in starts["  - [deq]"]]
+    assert len(recipe.gates) == len(recipe.stages) == 3
+    first = recipe.gates[0]
+    assert first.model_copy(update={"on": "int8"}).location == first.location, "a gate that is judged again"
+
+
+def test_a_place_is_no_part_of_a_recipe() -> None:
+    recipe = load(QUICKSTART, env=False)
+    written = load(recipe.document(), env=False)
+    assert written.digest == recipe.digest
+    assert {gate.location for gate in written.gates} == {stage.location for stage in written.stages} == {None}
