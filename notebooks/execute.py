@@ -41,7 +41,7 @@ def execute(path: Path, environment: dict[str, str], timeout: float, more: Seque
             startup_timeout=600,
             record_timing=False,
             resources={"metadata": {"path": str(path.parent)}},
-        ).execute(env={**os.environ, **environment})
+        ).execute(env={**os.environ, "PYTHONWARNINGS": "ignore:IProgress not found", **environment})  # tqdm's widgets
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},

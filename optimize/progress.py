@@ -47,6 +47,7 @@ def shown_in_notebooks(work: Callable[P, Run]) -> Callable[P, Run]:
             return work(*args, **named)
         from optimize.notebook.live import Live
 
+        _import_bars_quietly()
         live = Live()
         named["progress"] = live
         try:
@@ -58,3 +59,13 @@ def shown_in_notebooks(work: Callable[P, Run]) -> Callable[P, Run]:
         return run
 
     return shown
+
+
+def _import_bars_quietly() -> None:
+    """tqdm, which libraries draw with, asks for widgets when it is imported in a notebook; nothing here needs them."""
+    import importlib
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        importlib.import_module("tqdm.auto")
