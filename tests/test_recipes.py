@@ -90,6 +90,7 @@ SHRUNK: dict[str, list[str]] = {
     "minilm-layers": [
         *CLASSIFIER,
         "stages.shallow.calibration.num_samples=8",
+        "stages.features.epochs=1",
         "gates=[{metric: size, on: shallow-onnx, max_ratio: 0.9}]",
     ],
     "minilm-small": [

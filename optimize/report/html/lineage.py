@@ -98,4 +98,5 @@ def when(run: str) -> str:
 def seconds(value: float) -> str:
     if value < 60:
         return f"{value:.1f} s"
-    return f"{int(value // 60)} min {value % 60:.0f} s"
+    minutes, seconds = divmod(round(value), 60)
+    return f"{minutes} min {seconds} s"
